@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
@@ -26,6 +27,35 @@ type client struct {
 	dir     string
 	folders int
 	copied  copied
+	waiting atomic.Bool // after a failure
+}
+
+// The observer of the bulk client only notes whether it waits.
+func (c *client) Started(bulkclient.Job)                 { c.waiting.Store(false) }
+func (c *client) Polled(bulkclient.Status)               { c.waiting.Store(false) }
+func (c *client) Planned([]bulkclient.File)              { c.waiting.Store(false) }
+func (c *client) Advanced(bulkclient.File, int64, int64) { c.waiting.Store(false) }
+func (c *client) Finished(bulkclient.File)               { c.waiting.Store(false) }
+func (c *client) Waiting(error, time.Duration)           { c.waiting.Store(true) }
+
+// eager calls do with a context that ends when a fault has ended and the bulk client waits: after long outages it waits for
+// up to a minute, and nothing would run meanwhile. The caller repeats the call.
+func (c *client) eager(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-c.events.nextMended():
+				if c.waiting.Load() {
+					cancel()
+				}
+			}
+		}
+	}()
+	return do(ctx)
 }
 
 func (s *system) newClient(id string, number int, t *truth) (*client, error) {
@@ -44,7 +74,7 @@ func (s *system) newClient(id string, number int, t *truth) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.bulk, err = bulkclient.New(bulkclient.Config{Base: s.front.base(), Tokens: c.tokens, IG: number%2 == 0, Parallel: 2})
+	c.bulk, err = bulkclient.New(bulkclient.Config{Base: s.front.base(), Tokens: c.tokens, IG: number%2 == 0, Parallel: 2, Observer: c})
 	return c, err
 }
 

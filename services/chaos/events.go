@@ -22,6 +22,7 @@ type events struct {
 	lost       time.Time       // when jobs were lately lost with the data of Redis
 	faults     []faultSeen     // that have ended, and the one that is on
 	visits     map[string]int  // outcomes of visits
+	mended     chan struct{}   // closed when the next fault has ended
 }
 
 // unitSeen is a unit that a worker has claimed.
@@ -33,7 +34,7 @@ type faultSeen struct {
 }
 
 func newEvents(out io.Writer) *events {
-	return &events{out: out, began: time.Now(), outcomes: map[string]int{}, done: map[string]bool{}, visits: map[string]int{}}
+	return &events{out: out, began: time.Now(), outcomes: map[string]int{}, done: map[string]bool{}, visits: map[string]int{}, mended: make(chan struct{})}
 }
 
 // say prints a line with the time since the start.
@@ -119,7 +120,16 @@ func (e *events) end() (outcomes map[string]int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.faults[len(e.faults)-1].to = time.Now()
+	close(e.mended)
+	e.mended = make(chan struct{})
 	return e.outcomes
+}
+
+// nextMended is closed when the next fault has ended.
+func (e *events) nextMended() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mended
 }
 
 // excused returns whether a fault since the instant may cost units their attempts.

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/rs/zerolog"
 )
 
 func main() {
@@ -55,6 +56,7 @@ func main() {
 		opts.only = strings.Split(only, ",")
 	}
 	redis.SetLogger(silent{}) // an outage is no news here
+	zerolog.SetGlobalLevel(zerolog.Disabled)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, opts, os.Stdout)
 	stop()

@@ -93,7 +93,7 @@ func (c *client) export(
 	ctx context.Context, q *question, opts bulkclient.Options, began time.Time,
 ) (report bulkclient.Report, outcome string, err error) {
 	for {
-		report, err = c.bulk.Export(ctx, q.request, opts)
+		err = c.eager(ctx, func(ctx context.Context) (err error) { report, err = c.bulk.Export(ctx, q.request, opts); return err })
 		switch err = classify(err); {
 		case err == nil:
 			return report, "", nil
@@ -252,15 +252,19 @@ func (c *client) slow(ctx context.Context, q *question) (string, error) {
 	if err != nil {
 		return "refused", whatRemains(ctx, err)
 	}
-	manifest, err := c.bulk.Await(ctx, job)
-	if err = classify(err); err != nil {
-		switch {
+	var manifest *bulkclient.Manifest
+	for manifest == nil {
+		err := c.eager(ctx, func(ctx context.Context) (err error) { manifest, err = c.bulk.Await(ctx, job); return err })
+		switch err = classify(err); {
+		case ctx.Err() != nil:
+			return "", nil
 		case errors.Is(err, errGone):
 			return c.gone(began)
 		case errors.Is(err, errFailed) && !c.events.excused(began):
 			return "", err
+		case errors.Is(err, errFailed):
+			return "failed", nil
 		}
-		return "gave up", nil
 	}
 	if len(manifest.Output) == 0 {
 		return "empty", nil
