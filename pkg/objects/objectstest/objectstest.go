@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,6 +57,7 @@ func Run(t *testing.T, place func(t *testing.T) objects.Config) {
 		{"OutageWhileReading", s.outageWhileReading},
 		{"Down", s.down},
 		{"Hangs", s.hangs},
+		{"SlowsDown", s.slowsDown},
 		{"List", s.list},
 		{"DeleteAll", s.deleteAll},
 		{"Uploads", s.uploads},
@@ -596,6 +598,44 @@ func (s suite) hangs(t *testing.T) {
 			unavailable(t, name, err)
 		}
 	}
+}
+
+// slowsDown: the store refuses every request, and then the first attempt of every request.
+func (s suite) slowsDown(t *testing.T) {
+	store, proxy, direct := s.openBehind(t)
+	const reply = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate</Message></Error>"
+	proxy.OnRequest(func(*http.Request) (int, string) { return http.StatusServiceUnavailable, reply })
+	var replies atomic.Int64 // of the store
+	proxy.OnReply(func(*http.Response) error { replies.Add(1); return nil })
+	var group sync.WaitGroup // most of it is waiting for retries
+	for name, call := range calls(store) {
+		group.Go(func() {
+			err := call(t.Context())
+			unavailable(t, name, err)
+			if err != nil && !strings.Contains(err.Error(), "503") {
+				t.Errorf("%s: %v, want the status", name, err)
+			}
+		})
+	}
+	group.Wait()
+	if n := replies.Load(); n != 0 {
+		t.Errorf("%d requests have reached the store", n)
+	}
+
+	var attempted sync.Map
+	proxy.OnRequest(func(r *http.Request) (int, string) {
+		if _, again := attempted.LoadOrStore(r.Method+" "+r.URL.String(), true); again {
+			return 0, ""
+		}
+		return http.StatusServiceUnavailable, reply
+	})
+	data := random(3 * partSize)
+	put(t, store, "written", data)
+	if got := read(t, direct, "written", 0, -1); !bytes.Equal(got, data) {
+		t.Errorf("%d bytes are written, want %d", len(got), len(data))
+	}
+	proxy.Mend()
+	must(t, store.Check(t.Context()))
 }
 
 // calls returns every method that sends a request.

@@ -1,6 +1,7 @@
 package objectstest
 
 import (
+	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -13,7 +14,8 @@ import (
 
 // Proxy forwards requests to a real object store and injects faults into later requests; Break also affects running ones.
 type Proxy struct {
-	server *httptest.Server
+	server    *httptest.Server
+	transport *http.Transport
 
 	mu       sync.Mutex
 	requests int
@@ -21,20 +23,30 @@ type Proxy struct {
 	hang     chan struct{} // closed by Mend; nil when not hanging
 	fail     *int64        // bytes of request bodies until it breaks
 	corrupt  *int64        // bytes until it flips a bit
+	request  func(*http.Request) (status int, body string)
 	reply    func(*http.Response) error
 }
 
 // NewProxy starts a proxy in front of the endpoint (http://host:port). It ends with the test.
 func NewProxy(t testing.TB, endpoint string) *Proxy {
 	t.Helper()
+	p, err := Forward(endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return p
+}
+
+// Forward starts a proxy in front of the endpoint (http://host:port), without a test.
+func Forward(endpoint string) (*Proxy, error) {
 	target, err := url.Parse(endpoint)
 	if err != nil {
-		t.Fatalf("proxy: %v", err)
+		return nil, fmt.Errorf("proxy: %w", err)
 	}
-	transport := &http.Transport{DisableCompression: true}
-	p := &Proxy{}
+	p := &Proxy{transport: &http.Transport{DisableCompression: true}}
 	forward := &httputil.ReverseProxy{
-		Transport: transport,
+		Transport: p.transport,
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
 			r.Out.Host = r.In.Host // it is signed
@@ -52,7 +64,7 @@ func NewProxy(t testing.TB, endpoint string) *Proxy {
 		ErrorLog:     log.New(io.Discard, "", 0),
 	}
 	p.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		hang := p.admit()
+		hang, refuse := p.admit()
 		if hang != nil {
 			select {
 			case <-hang:
@@ -60,29 +72,46 @@ func NewProxy(t testing.TB, endpoint string) *Proxy {
 			}
 			panic(http.ErrAbortHandler)
 		}
+		if refuse != nil {
+			if status, text := refuse(r); status != 0 {
+				answer(w, r, status, text)
+				return
+			}
+		}
 		if r.ContentLength != 0 {
 			r.Body = &body{ReadCloser: r.Body, proxy: p}
 		}
 		forward.ServeHTTP(w, r)
 	}))
-	t.Cleanup(func() {
-		p.Mend()
-		p.server.CloseClientConnections()
-		p.server.Close()
-		transport.CloseIdleConnections()
-	})
-	return p
+	return p, nil
 }
 
-// admit counts a request, aborts it when the proxy is broken, and returns the channel to wait for, if any.
-func (p *Proxy) admit() <-chan struct{} {
+// Close ends the proxy and its connections.
+func (p *Proxy) Close() {
+	p.Mend()
+	p.server.CloseClientConnections()
+	p.server.Close()
+	p.transport.CloseIdleConnections()
+}
+
+// answer sends a reply in place of the store's.
+func answer(w http.ResponseWriter, r *http.Request, status int, text string) {
+	_, _ = io.Copy(io.Discard, r.Body) // a client may not read the reply before it has sent the body
+	w.Header().Set("Content-Type", "application/xml")
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, text) // the client may have gone
+}
+
+// admit counts a request and aborts it when the proxy is broken. It returns the channel to wait for and the function that
+// may answer the request, if any.
+func (p *Proxy) admit() (hang <-chan struct{}, refuse func(*http.Request) (int, string)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.requests++
 	if p.broken {
 		panic(http.ErrAbortHandler) // closes the connection without a response
 	}
-	return p.hang
+	return p.hang, p.request
 }
 
 // Endpoint returns the proxy's URL: http://127.0.0.1:port.
@@ -126,6 +155,14 @@ func (p *Proxy) Hang() {
 	}
 }
 
+// OnRequest calls decide with every request before it is forwarded. With a status other than 0 the client gets this status
+// and body (XML) and the store gets nothing. decide is called from several goroutines and may not read the request's body.
+func (p *Proxy) OnRequest(decide func(request *http.Request) (status int, body string)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.request = decide
+}
+
 // OnReply calls change with every reply of the store (reply.Request is its request). change may modify it. After an error
 // the client gets a closed connection instead of the reply. change is called from several goroutines.
 func (p *Proxy) OnReply(change func(reply *http.Response) error) {
@@ -138,7 +175,7 @@ func (p *Proxy) OnReply(change func(reply *http.Response) error) {
 func (p *Proxy) Mend() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.broken, p.fail, p.corrupt, p.reply = false, nil, nil, nil
+	p.broken, p.fail, p.corrupt, p.request, p.reply = false, nil, nil, nil, nil
 	if p.hang != nil {
 		close(p.hang)
 		p.hang = nil

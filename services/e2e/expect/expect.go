@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -38,16 +40,26 @@ type Population struct {
 // Read reads all files of a folder.
 func Read(t *testing.T, dir string) Population {
 	t.Helper()
+	p, err := Load(dir)
+	check.Must(t, err)
+	return p
+}
+
+// Load reads all files of a folder, without a test.
+func Load(dir string) (Population, error) {
 	p := Population{ByKey: map[string]*Resource{}, Groups: map[string]map[string]any{}}
 	var urns []*Resource
 	byID := map[string][]string{}
-	eachLine(t, dir, func(_ string, line []byte) {
-		r := parse(t, string(line))
+	err := eachLine(dir, func(_ string, line []byte) error {
+		r, err := parse(string(line))
+		if err != nil {
+			return err
+		}
 		if r.Type == "Group" {
 			var group map[string]any
-			check.Must(t, json.Unmarshal(line, &group))
+			err := json.Unmarshal(line, &group)
 			p.Groups[r.ID] = group
-			return
+			return err
 		}
 		key := r.Type + "/" + r.ID
 		if p.ByKey[key] == nil {
@@ -57,54 +69,78 @@ func Read(t *testing.T, dir string) Population {
 		if strings.Contains(r.Line, `"urn:uuid:`) {
 			urns = append(urns, r)
 		}
+		return nil
 	})
+	if err != nil {
+		return Population{}, err
+	}
 	// References by urn become those to the one resource with the id (spec 10).
 	urn := regexp.MustCompile(`"reference":"urn:uuid:([^"]+)"`)
 	for _, r := range urns {
-		*r = *parse(t, urn.ReplaceAllStringFunc(r.Line, func(reference string) string {
+		resolved, err := parse(urn.ReplaceAllStringFunc(r.Line, func(reference string) string {
 			if keys := byID[urn.FindStringSubmatch(reference)[1]]; len(keys) == 1 {
 				return `"reference":"` + keys[0] + `"`
 			}
 			return reference
 		}))
+		if err != nil {
+			return Population{}, err
+		}
+		*r = *resolved
 	}
-	return p
+	return p, nil
 }
 
 // eachLine calls do with each line of the NDJSON files of a folder, and the name of its file up to the first dot.
-func eachLine(t *testing.T, dir string, do func(file string, line []byte)) {
-	t.Helper()
+func eachLine(dir string, do func(file string, line []byte) error) error {
 	files, err := filepath.Glob(filepath.Join(dir, "*.ndjson*"))
-	check.Must(t, err)
-	for _, name := range files {
-		file, err := os.Open(name)
-		check.Must(t, err)
-		var reader io.Reader = file
-		if strings.HasSuffix(name, ".gz") {
-			reader, err = gzip.NewReader(file)
-			check.Must(t, err)
-		}
-		lines := bufio.NewScanner(reader)
-		lines.Buffer(nil, 64<<20)
-		base, _, _ := strings.Cut(filepath.Base(name), ".")
-		for lines.Scan() {
-			do(base, lines.Bytes())
-		}
-		check.Must(t, lines.Err())
-		check.Must(t, file.Close())
+	if err != nil {
+		return err
 	}
+	for _, name := range files {
+		base, _, _ := strings.Cut(filepath.Base(name), ".")
+		if err := linesOf(name, func(line []byte) error { return do(base, line) }); err != nil {
+			return fmt.Errorf("%s: %w", filepath.Base(name), err)
+		}
+	}
+	return nil
+}
+
+func linesOf(name string, do func(line []byte) error) error {
+	file, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	var reader io.Reader = file
+	if strings.HasSuffix(name, ".gz") {
+		if reader, err = gzip.NewReader(file); err != nil {
+			return err
+		}
+	}
+	lines := bufio.NewScanner(reader)
+	lines.Buffer(nil, 64<<20)
+	for lines.Scan() {
+		if err := do(lines.Bytes()); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
 }
 
 var reference = regexp.MustCompile(`"reference"\s*:\s*"([^"\\]*)"`)
 
 // parse returns the resource of a line. It keeps no tree, which needs much memory.
-func parse(t *testing.T, line string) *Resource {
-	t.Helper()
+func parse(line string) (*Resource, error) {
 	r := &Resource{Line: line}
 	var elements map[string]json.RawMessage
-	check.Must(t, json.Unmarshal([]byte(line), &elements))
-	check.Must(t, json.Unmarshal(elements["resourceType"], &r.Type))
-	check.Must(t, json.Unmarshal(elements["id"], &r.ID))
+	if err := json.Unmarshal([]byte(line), &elements); err != nil {
+		return nil, err
+	}
+	err := errors.Join(json.Unmarshal(elements["resourceType"], &r.Type), json.Unmarshal(elements["id"], &r.ID))
+	if err != nil {
+		return nil, err
+	}
 	for _, found := range reference.FindAllStringSubmatch(line, -1) {
 		r.references = append(r.references, found[1])
 	}
@@ -115,13 +151,15 @@ func parse(t *testing.T, line string) *Resource {
 	names := strings.Split(element, ".")
 	var at any
 	if content := elements[names[0]]; content != nil {
-		check.Must(t, json.Unmarshal(content, &at))
+		if err := json.Unmarshal(content, &at); err != nil {
+			return nil, err
+		}
 	}
 	for _, name := range names[1:] {
 		at = descend(at, name)
 	}
 	r.about = references(at)
-	return r
+	return r, nil
 }
 
 var travelling = []string{"Practitioner", "PractitionerRole", "Organization", "Location", "Medication"}
@@ -274,7 +312,8 @@ func (p Population) Identities(t *testing.T, people map[string]bool, got map[str
 	seen := map[string]bool{}
 	for typ, lines := range got {
 		for _, line := range lines {
-			r := parse(t, line)
+			r, err := parse(line)
+			check.Must(t, err)
 			if r.Type != typ || seen[r.Type+"/"+r.ID] {
 				t.Fatalf("%s: a line of type %s, or an id twice", typ, r.Type)
 			}
@@ -320,10 +359,11 @@ func Fingerprints(lines map[string][]string) map[string]Fingerprint {
 func Folder(t *testing.T, dir string) map[string]Fingerprint {
 	t.Helper()
 	byType := map[string]Fingerprint{}
-	eachLine(t, dir, func(typ string, line []byte) {
+	check.Must(t, eachLine(dir, func(typ string, line []byte) error {
 		sum := byType[typ]
 		sum.Add(line)
 		byType[typ] = sum
-	})
+		return nil
+	}))
 	return byType
 }
