@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"syscall"
 	"time"
 
@@ -25,8 +26,7 @@ type fault struct {
 }
 
 // faults are all kinds, by the thing that breaks.
-var faults = append(append(append(append([]fault{}, processFaults...), redisFaults...), storeFaults...),
-	append(append([]fault{}, postgresFaults...), linkFaults...)...)
+var faults = slices.Concat(processFaults, redisFaults, storeFaults, postgresFaults, linkFaults)
 
 var processFaults = []fault{
 	{name: "worker-killed", apply: killed("worker", 1)},

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/bulkclient"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
 )
 
 // chosen returns the faults that a run has, in the order of their list.
@@ -28,7 +29,7 @@ func chosen(only []string) ([]*fault, error) {
 	return those, nil
 }
 
-// recovery is how long the system took after a fault until a small export was done.
+// recovery is how long the system took after a fault until a small export and all jobs of before were done.
 type recovery struct {
 	fault    *fault
 	took     time.Duration
@@ -82,10 +83,33 @@ func (s *system) suffer(ctx context.Context, f *fault, choose *rand.Rand, probe 
 	if err := probe.probe(ctx); err != nil {
 		return recovery{}, err
 	}
+	if err := s.settled(ctx, mended); err != nil {
+		return recovery{}, err
+	}
 	took := time.Since(mended)
 	outcomes := s.events.end()
 	s.events.say("%s: recovered after %.1f s; units: %s", f.name, took.Seconds(), counts(outcomes))
 	return recovery{f, took, outcomes}, nil
+}
+
+// settled waits until the jobs that were created before the instant have ended.
+func (s *system) settled(ctx context.Context, before time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	jobs, err := jobstore.Open(s.redis.URL(), nil)
+	if err != nil {
+		return err
+	}
+	defer jobs.Close()
+	for {
+		oldest, err := jobs.Active(ctx, 0, 1)
+		if err == nil && (len(oldest) == 0 || oldest[0].At.After(before)) {
+			return nil
+		}
+		if pause(ctx, 100*time.Millisecond) != nil {
+			return fmt.Errorf("job %v is live %v after the fault: %w", oldest, patience, errors.Join(err, ctx.Err()))
+		}
+	}
 }
 
 func counts(of map[string]int) string {

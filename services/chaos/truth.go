@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -61,12 +60,8 @@ func learn(dir string) (t *truth, few []string, err error) {
 			people = append(people, r.ID)
 		}
 	}
-	groups, err := linesOf(dir, "Group")
-	if err != nil {
-		return nil, nil, err
-	}
 	var groupKeys []string
-	for i, line := range groups {
+	for i, line := range population.GroupLines {
 		key := fmt.Sprintf("Group/%d", i)
 		first[key] = line
 		groupKeys = append(groupKeys, key)
@@ -209,30 +204,4 @@ func (t *truth) loaded() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.last = t.newest
-}
-
-// linesOf reads the files of a type.
-func linesOf(dir, typ string) (lines []string, err error) {
-	files, err := filepath.Glob(filepath.Join(dir, typ+"*.ndjson"))
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range files {
-		file, err := os.Open(name)
-		if err != nil {
-			return nil, err
-		}
-		scanner := bufio.NewScanner(file)
-		scanner.Buffer(nil, 64<<20)
-		for scanner.Scan() {
-			lines = append(lines, scanner.Text())
-		}
-		if err := scanner.Err(); err != nil {
-			return nil, err
-		}
-		if err := file.Close(); err != nil {
-			return nil, err
-		}
-	}
-	return lines, nil
 }

@@ -134,7 +134,7 @@ func (c *client) compare(q *question, dir string, generation int, report bulkcli
 	if report.Incomplete > 0 && !c.events.excused(began) {
 		return fmt.Errorf("the manifest has errors: %s", strings.Join(report.Problems, "; "))
 	}
-	got, err := expect.FolderOf(dir)
+	got, err := expect.LoadFolder(dir)
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,8 @@ type Resource struct {
 type Population struct {
 	ByKey  map[string]*Resource // by type and id, such as Patient/1, without groups
 	Groups map[string]map[string]any
+
+	GroupLines []string
 }
 
 // Read reads all files of a folder.
@@ -59,6 +61,7 @@ func Load(dir string) (Population, error) {
 			var group map[string]any
 			err := json.Unmarshal(line, &group)
 			p.Groups[r.ID] = group
+			p.GroupLines = append(p.GroupLines, r.Line)
 			return err
 		}
 		key := r.Type + "/" + r.ID
@@ -358,12 +361,19 @@ func Fingerprints(lines map[string][]string) map[string]Fingerprint {
 // Folder returns the fingerprint of each type in the folder of a client, whose files are Patient.ndjson and so on.
 func Folder(t *testing.T, dir string) map[string]Fingerprint {
 	t.Helper()
+	byType, err := LoadFolder(dir)
+	check.Must(t, err)
+	return byType
+}
+
+// LoadFolder is Folder without a test.
+func LoadFolder(dir string) (map[string]Fingerprint, error) {
 	byType := map[string]Fingerprint{}
-	check.Must(t, eachLine(dir, func(typ string, line []byte) error {
+	err := eachLine(dir, func(typ string, line []byte) error {
 		sum := byType[typ]
 		sum.Add(line)
 		byType[typ] = sum
 		return nil
-	}))
-	return byType
+	})
+	return byType, err
 }
