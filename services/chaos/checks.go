@@ -113,8 +113,9 @@ func some(all []string) []string { return all[:min(5, len(all))] }
 
 // kept are the keys that do not belong to jobs.
 var kept = []string{
-	"sluice:continue:", "sluice:committed", "sluice:outage", "sluice:swept", "sluice:signing", "sluice:auth", "asynq:servers",
-	"asynq:workers", "asynq:queues", "asynq:schedulers", "sluice:kickoffs:", "sluice:status:", "sluice:slots", "sluice:worker:", "sluice:keys",
+	"sluice:continue:", "sluice:committed", "sluice:outage", "sluice:swept", "sluice:signing", "sluice:auth",
+	"sluice:kickoffs:", "sluice:status:", "sluice:slots", "sluice:worker:", "sluice:keys",
+	"asynq:servers", "asynq:workers", "asynq:queues", "asynq:schedulers",
 }
 
 // leftKeys lists the keys in Redis that a job has left behind, and tasks that wait.

@@ -60,7 +60,8 @@ func (c *client) eager(ctx context.Context, do func(context.Context) error) erro
 
 func (s *system) newClient(id string, number int, t *truth) (*client, error) {
 	c := &client{
-		id: id, number: number, system: s, truth: t, events: s.events, dir: filepath.Join(s.dir, fmt.Sprint("client-", id, "-", number)),
+		id: id, number: number, system: s, truth: t, events: s.events,
+		dir:    filepath.Join(s.dir, fmt.Sprint("client-", id, "-", number)),
 		choose: rand.New(rand.NewPCG(s.opts.seed, uint64(100*number+int(id[0])))), //nolint:gosec // it must be reproducible
 	}
 	auth := s.links.between("client", toAuth)[0]
@@ -74,7 +75,9 @@ func (s *system) newClient(id string, number int, t *truth) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.bulk, err = bulkclient.New(bulkclient.Config{Base: s.front.base(), Tokens: c.tokens, IG: number%2 == 0, Parallel: 2, Observer: c})
+	c.bulk, err = bulkclient.New(bulkclient.Config{
+		Base: s.front.base(), Tokens: c.tokens, IG: number%2 == 0, Parallel: 2, Observer: c,
+	})
 	return c, err
 }
 

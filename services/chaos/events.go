@@ -1,9 +1,13 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 )
@@ -12,17 +16,19 @@ import (
 // have happened.
 type events struct {
 	out   io.Writer
+	keep  string // folder for the logs of services, "" for none
 	began time.Time
 
 	mu         sync.Mutex
 	violations []string
-	outcomes   map[string]int  // of units, since take
-	done       map[string]bool // units that were done, by job and unit
-	units      []unitSeen      // some of those that were claimed lately
-	lost       time.Time       // when jobs were lately lost with the data of Redis
-	faults     []faultSeen     // that have ended, and the one that is on
-	visits     map[string]int  // outcomes of visits
-	mended     chan struct{}   // closed when the next fault has ended
+	outcomes   map[string]int    // of units, since take
+	problems   map[string]string // why units did not end well, by job and unit, until they end
+	done       map[string]bool   // units that were done, by job and unit
+	units      []unitSeen        // some of those that were claimed lately
+	lost       time.Time         // when jobs were lately lost with the data of Redis
+	faults     []faultSeen       // that have ended, and the one that is on
+	visits     map[string]int    // outcomes of visits
+	mended     chan struct{}     // closed when the next fault has ended
 }
 
 // unitSeen is a unit that a worker has claimed.
@@ -33,15 +39,19 @@ type faultSeen struct {
 	from, to time.Time // to: zero while it is on
 }
 
-func newEvents(out io.Writer) *events {
-	return &events{out: out, began: time.Now(), outcomes: map[string]int{}, done: map[string]bool{}, visits: map[string]int{}, mended: make(chan struct{})}
+func newEvents(out io.Writer, keep string) *events {
+	return &events{
+		out: out, keep: keep, began: time.Now(), outcomes: map[string]int{}, done: map[string]bool{}, visits: map[string]int{},
+		problems: map[string]string{},
+		mended:   make(chan struct{}),
+	}
 }
 
 // say prints a line with the time since the start.
 func (e *events) say(format string, args ...any) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	fmt.Fprintf(e.out, "%7.1f s  %s\n", time.Since(e.began).Seconds(), fmt.Sprintf(format, args...))
+	_, _ = fmt.Fprintf(e.out, "%7.1f s  %s\n", time.Since(e.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // violated notes that something happened which must not.
@@ -55,6 +65,7 @@ func (e *events) violated(format string, args ...any) {
 
 // note reads a log entry of a service.
 func (e *events) note(name string, entry map[string]any) {
+	e.write(name, entry)
 	text := func(key string) string { value, _ := entry[key].(string); return value }
 	switch text("msg") {
 	case "unit claimed":
@@ -68,9 +79,9 @@ func (e *events) note(name string, entry map[string]any) {
 			e.units[rand.IntN(most)] = seen
 		}
 	case "unit will be retried", "unit failed for good":
-		if !e.excused(time.Now().Add(-10 * time.Second)) { // an outage costs no attempt
-			e.violated("%s: %s %s: %s: %s", name, text("job_id"), text("unit"), text("msg"), text("err"))
-		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.problems[text("job_id")+" "+text("unit")] = text("err")
 	case "unit ended":
 		unit := text("job_id") + " " + text("unit")
 		e.mu.Lock()
@@ -79,11 +90,34 @@ func (e *events) note(name string, entry map[string]any) {
 		if text("outcome") == "done" {
 			e.done[unit] = true
 		}
-		lost := e.lost
+		lost, problem := e.lost, e.problems[unit]
+		delete(e.problems, unit)
 		e.mu.Unlock()
+		counts := text("outcome") == "retried" || text("outcome") == "failed"
+		if counts && !e.excused(time.Now().Add(-10*time.Second)) {
+			e.violated("%s: unit %s has %s: %s", name, unit, text("outcome"), problem) // an outage costs no attempt
+		}
 		if twice && lost.IsZero() {
 			e.violated("%s did unit %s, which was done", name, unit)
 		}
+	}
+}
+
+// write appends the entry to the file of the service, if logs are kept.
+func (e *events) write(name string, entry map[string]any) {
+	if e.keep == "" {
+		return
+	}
+	text, err := json.Marshal(entry)
+	if err == nil {
+		var file *os.File
+		if file, err = os.OpenFile(filepath.Join(e.keep, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err == nil {
+			_, err = file.Write(append(text, '\n'))
+			err = errors.Join(err, file.Close())
+		}
+	}
+	if err != nil {
+		e.violated("keep the log of %s: %v", name, err)
 	}
 }
 

@@ -21,9 +21,11 @@ type fault struct {
 	lasts time.Duration
 	loses bool // jobs may be gone afterwards: Redis has lost data
 	fails bool // units may use up their attempts: the error is one of the dependency, not an outage
-	// apply breaks it, and returns what mends it. Both are called once.
-	apply func(ctx context.Context, s *system, choose *rand.Rand) (mend func(context.Context) error, err error)
+	apply breaker
 }
+
+// breaker breaks something, and returns what mends it. Both are called once.
+type breaker func(ctx context.Context, s *system, choose *rand.Rand) (mend func(context.Context) error, err error)
 
 // faults are all kinds, by the thing that breaks.
 var faults = slices.Concat(processFaults, redisFaults, storeFaults, postgresFaults, linkFaults)
@@ -45,7 +47,7 @@ var processFaults = []fault{
 }
 
 // killed kills so many services of a kind, and starts them again when it is mended.
-func killed(kind string, many int) func(context.Context, *system, *rand.Rand) (func(context.Context) error, error) {
+func killed(kind string, many int) breaker {
 	return func(_ context.Context, s *system, choose *rand.Rand) (func(context.Context) error, error) {
 		victims := s.named(kind)
 		choose.Shuffle(len(victims), func(i, j int) { victims[i], victims[j] = victims[j], victims[i] })
@@ -90,7 +92,7 @@ func rollingRestart(ctx context.Context, s *system, _ *rand.Rand) (func(context.
 func nothing(context.Context) error { return nil }
 
 // skewed runs a service with a wrong clock.
-func skewed(way string) func(context.Context, *system, *rand.Rand) (func(context.Context) error, error) {
+func skewed(way string) breaker {
 	return func(ctx context.Context, s *system, choose *rand.Rand) (func(context.Context) error, error) {
 		victim := s.services[choose.IntN(len(s.services))]
 		change := func(ctx context.Context, bin string) error {

@@ -9,13 +9,18 @@ import (
 
 var linkFaults = []fault{
 	{name: "link-cut", lasts: 10 * time.Second, apply: cut},
-	{name: "link-half-open", lasts: 20 * time.Second, apply: poisoned("", "", "timeout", map[string]any{"timeout": 0})},
-	{name: "links-half-open-redis", lasts: 20 * time.Second, apply: poisoned("worker", toRedis, "timeout", map[string]any{"timeout": 0})},
-	{name: "link-reset", lasts: 10 * time.Second, apply: poisoned("", "", "limit_data", map[string]any{"bytes": 20_000})},
-	{name: "links-reset-store", lasts: 15 * time.Second, apply: poisoned("worker", toStore, "limit_data", map[string]any{"bytes": 100_000})},
-	{name: "links-reset-clients", lasts: 15 * time.Second, apply: poisoned("client", "api", "limit_data", map[string]any{"bytes": 100_000})},
-	{name: "links-slow-store", lasts: 20 * time.Second, apply: poisoned("worker", toStore, "bandwidth", map[string]any{"rate": 50})},
-	{name: "links-slow-postgres", lasts: 20 * time.Second, apply: poisoned("worker", toPostgres, "bandwidth", map[string]any{"rate": 50})},
+	{name: "link-half-open", lasts: 20 * time.Second, apply: poisoned("", "", "timeout", toxic{"timeout": 0})},
+	{name: "links-half-open-redis", lasts: 20 * time.Second,
+		apply: poisoned("worker", toRedis, "timeout", toxic{"timeout": 0})},
+	{name: "link-reset", lasts: 10 * time.Second, apply: poisoned("", "", "limit_data", toxic{"bytes": 20_000})},
+	{name: "links-reset-store", lasts: 15 * time.Second,
+		apply: poisoned("worker", toStore, "limit_data", toxic{"bytes": 100_000})},
+	{name: "links-reset-clients", lasts: 15 * time.Second,
+		apply: poisoned("client", "api", "limit_data", toxic{"bytes": 100_000})},
+	{name: "links-slow-store", lasts: 20 * time.Second,
+		apply: poisoned("worker", toStore, "bandwidth", toxic{"rate": 50})},
+	{name: "links-slow-postgres", lasts: 20 * time.Second,
+		apply: poisoned("worker", toPostgres, "bandwidth", toxic{"rate": 50})},
 }
 
 // cut refuses and closes the connections of one link.
@@ -32,26 +37,23 @@ func (s *system) anyLink(choose *rand.Rand) *link {
 }
 
 // poisoned adds a toxic to the links of which both names begin so; to any one if both are empty.
-func poisoned(
-	from, to, kind string, attributes map[string]any,
-) func(context.Context, *system, *rand.Rand) (func(context.Context) error, error) {
+func poisoned(from, to, kind string, attributes toxic) breaker {
 	return func(_ context.Context, s *system, choose *rand.Rand) (func(context.Context) error, error) {
 		victims := s.links.between(from, to)
 		if from+to == "" {
 			victims = []*link{s.anyLink(choose)}
 			s.events.say("%s on the link of %s to %s", kind, victims[0].from, victims[0].to)
 		}
-		var cures []func()
 		var errs []error
 		for _, victim := range victims {
-			cure, err := victim.poison(kind, attributes)
-			cures, errs = append(cures, cure), append(errs, err)
+			errs = append(errs, victim.poison(kind, attributes))
 		}
-		return func(context.Context) error {
-			for _, cure := range cures {
-				cure()
+		return func(ctx context.Context) error {
+			var errs []error
+			for _, victim := range victims {
+				errs = append(errs, victim.cure(ctx, kind))
 			}
-			return nil
+			return errors.Join(errs...)
 		}, errors.Join(errs...)
 	}
 }

@@ -26,7 +26,9 @@ func postgresAway(_ context.Context, s *system, _ *rand.Rand) (func(context.Cont
 
 // caughtUp fails while the replica is behind.
 const caughtUp = `DO $$ BEGIN
-	IF NOT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()) THEN RAISE 'the replica is behind'; END IF;
+	IF NOT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()) THEN
+		RAISE 'the replica is behind';
+	END IF;
 END $$`
 
 // postgresFailover promotes a replica and leads all links to it.

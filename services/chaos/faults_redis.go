@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -20,17 +21,13 @@ var redisFaults = []fault{
 	{name: "redis-stopped-40", lasts: 40 * time.Second, apply: redisStopped},
 	{name: "redis-stopped-120", lasts: 120 * time.Second, apply: redisStopped},
 	{name: "redis-emptied", loses: true, apply: redisAway((*servers.Redis).Wipe)},
-	{name: "redis-readonly", lasts: 15 * time.Second, apply: redisSays(
-		func(r *redis.Client) redis.Cmder { return r.SlaveOf(context.Background(), "127.0.0.1", "1") },
-		func(r *redis.Client) redis.Cmder { return r.SlaveOf(context.Background(), "NO", "ONE") })},
-	{name: "redis-full", lasts: 15 * time.Second, apply: redisSays(
-		func(r *redis.Client) redis.Cmder { return r.ConfigSet(context.Background(), "maxmemory", "1") },
-		func(r *redis.Client) redis.Cmder { return r.ConfigSet(context.Background(), "maxmemory", "0") })},
+	{name: "redis-readonly", lasts: 15 * time.Second, apply: redisSays("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE")},
+	{name: "redis-full", lasts: 15 * time.Second, apply: redisSays("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0")},
 	{name: "redis-failover", loses: true, apply: redisFailover},
 }
 
 // redisAway kills Redis and starts it again, after a change of its data if there is one.
-func redisAway(change func(*servers.Redis) error) func(context.Context, *system, *rand.Rand) (func(context.Context) error, error) {
+func redisAway(change func(*servers.Redis) error) breaker {
 	return func(_ context.Context, s *system, _ *rand.Rand) (func(context.Context) error, error) {
 		if err := s.redis.Kill(); err != nil {
 			return nil, err
@@ -49,15 +46,18 @@ func redisStopped(_ context.Context, s *system, _ *rand.Rand) (func(context.Cont
 }
 
 // redisSays sends a command that breaks Redis, and one that mends it.
-func redisSays(
-	breaks, mends func(*redis.Client) redis.Cmder,
-) func(context.Context, *system, *rand.Rand) (func(context.Context) error, error) {
-	return func(_ context.Context, s *system, _ *rand.Rand) (func(context.Context) error, error) {
-		client := redis.NewClient(&redis.Options{Addr: s.redis.Addr()})
-		return func(context.Context) error {
+func redisSays(breaks, mends string) breaker {
+	return func(ctx context.Context, s *system, _ *rand.Rand) (func(context.Context) error, error) {
+		send := func(ctx context.Context, command string) error {
+			client := redis.NewClient(&redis.Options{Addr: s.redis.Addr()})
 			defer client.Close()
-			return mends(client).Err()
-		}, breaks(client).Err()
+			var words []any
+			for word := range strings.FieldsSeq(command) {
+				words = append(words, word)
+			}
+			return client.Do(ctx, words...).Err()
+		}
+		return func(ctx context.Context) error { return send(ctx, mends) }, send(ctx, breaks)
 	}
 }
 

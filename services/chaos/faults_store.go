@@ -17,7 +17,7 @@ var storeFaults = []fault{
 		return http.StatusServiceUnavailable, storeError("SlowDown")
 	})},
 	{name: "store-slow", lasts: 20 * time.Second, apply: poisoned("", toStore, "latency",
-		map[string]any{"latency": 300, "jitter": 200})},
+		toxic{"latency": 300, "jitter": 200})},
 	{name: "store-full", lasts: 15 * time.Second, apply: storeAnswers(func(r *http.Request) (int, string) {
 		if r.Method == http.MethodPut || r.Method == http.MethodPost && !strings.Contains(r.URL.RawQuery, "delete") {
 			return http.StatusInsufficientStorage, storeError("XMinioStorageFull")
@@ -36,9 +36,7 @@ func storeStopped(_ context.Context, s *system, _ *rand.Rand) (func(context.Cont
 }
 
 // storeAnswers answers requests instead of the store, as MinIO does.
-func storeAnswers(
-	answer func(*http.Request) (int, string),
-) func(context.Context, *system, *rand.Rand) (func(context.Context) error, error) {
+func storeAnswers(answer func(*http.Request) (int, string)) breaker {
 	return func(_ context.Context, s *system, _ *rand.Rand) (func(context.Context) error, error) {
 		s.storing.OnRequest(answer)
 		return func(context.Context) error { s.storing.Mend(); return nil }, nil

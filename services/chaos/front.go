@@ -29,8 +29,10 @@ func newFront() *front {
 			r.Out.Host = r.In.Host
 		},
 		FlushInterval: -1,
-		Transport:     &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 100, ResponseHeaderTimeout: 30 * time.Second},
-		ErrorLog:      log.New(io.Discard, "", 0),
+		Transport: &http.Transport{
+			DisableCompression: true, MaxIdleConnsPerHost: 100, ResponseHeaderTimeout: 30 * time.Second,
+		},
+		ErrorLog: log.New(io.Discard, "", 0),
 	}
 	f.server = httptest.NewServer(proxy)
 	return f

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -101,24 +102,33 @@ func (l *link) mend() error {
 	return l.proxy.Start()
 }
 
-// poison adds a toxic of the type in both directions. cure removes it.
-func (l *link) poison(kind string, attributes map[string]any) (cure func(), err error) {
-	var names []string
-	cure = func() {
-		for _, name := range names {
-			_ = l.proxy.Toxics.RemoveToxic(context.Background(), name) // it is there, or the link is closed
-		}
-	}
-	for _, direction := range []string{"upstream", "downstream"} {
-		name := kind + " " + direction
-		text, err := json.Marshal(map[string]any{"name": name, "type": kind, "stream": direction, "attributes": attributes})
+// toxic has the attributes of a toxic, as toxiproxy names them.
+type toxic map[string]any
+
+// directions are those of a toxic: to the server, and from it.
+var directions = []string{"upstream", "downstream"}
+
+// poison adds a toxic of the type in both directions, until cure.
+func (l *link) poison(kind string, attributes toxic) error {
+	for _, direction := range directions {
+		text, err := json.Marshal(map[string]any{
+			"name": kind + direction, "type": kind, "stream": direction, "attributes": attributes,
+		})
 		if err != nil {
-			return cure, err
+			return err
 		}
-		if _, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(string(text))); err != nil {
-			return cure, fmt.Errorf("%s on the link of %s to %s: %w", kind, l.from, l.to, err)
+		if _, err := l.proxy.Toxics.AddToxicJson(bytes.NewReader(text)); err != nil {
+			return fmt.Errorf("%s on the link of %s to %s: %w", kind, l.from, l.to, err)
 		}
-		names = append(names, name)
 	}
-	return cure, nil
+	return nil
+}
+
+func (l *link) cure(ctx context.Context, kind string) error {
+	for _, direction := range directions {
+		if err := l.proxy.Toxics.RemoveToxic(ctx, kind+direction); err != nil {
+			return fmt.Errorf("%s on the link of %s to %s: %w", kind, l.from, l.to, err)
+		}
+	}
+	return nil
 }

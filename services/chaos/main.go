@@ -38,7 +38,7 @@ func main() {
 	flag.DurationVar(&opts.retention, "retention", opts.retention, "how long ended jobs are kept")
 	flag.StringVar(&only, "faults", "", "names of the only faults, separated by commas")
 	flag.StringVar(&opts.bin, "bin", opts.bin, "folder of the services")
-	flag.StringVar(&opts.keep, "keep", "", "folder for the logs of the processes")
+	flag.StringVar(&opts.keep, "keep", "", "existing folder for the logs of the services")
 	flag.Parse()
 	if *list {
 		for _, f := range faults {

@@ -17,16 +17,17 @@ func (e *events) report(recovered []recovery) error {
 		byName[r.fault.name] = append(byName[r.fault.name], r.took)
 	}
 	slices.Sort(names)
-	fmt.Fprintf(e.out, "\n%-22s %5s %10s %10s\n", "fault", "times", "median s", "worst s")
+	_, _ = fmt.Fprintf(e.out, "\n%-22s %5s %10s %10s\n", "fault", "times", "median s", "worst s")
 	for _, name := range names {
 		all := byName[name]
 		slices.Sort(all)
-		fmt.Fprintf(e.out, "%-22s %5d %10.1f %10.1f\n", name, len(all), all[len(all)/2].Seconds(), all[len(all)-1].Seconds())
+		median, worst := all[len(all)/2].Seconds(), all[len(all)-1].Seconds()
+		_, _ = fmt.Fprintf(e.out, "%-22s %5d %10.1f %10.1f\n", name, len(all), median, worst)
 	}
-	fmt.Fprintf(e.out, "\nvisits: %s\n", counts(e.visits))
+	_, _ = fmt.Fprintf(e.out, "\nvisits: %s\n", counts(e.visits))
 	if len(e.violations) > 0 {
 		return fmt.Errorf("%d violations, the first: %s", len(e.violations), e.violations[0])
 	}
-	fmt.Fprintln(e.out, "no violation")
+	_, _ = fmt.Fprintln(e.out, "no violation")
 	return nil
 }

@@ -23,7 +23,7 @@ type options struct {
 	patients         int
 	only             []string // names of faults; none: all
 	bin              string
-	keep             string // folder for logs, "" to keep none
+	keep             string // folder for the logs of the services, "" to keep none
 }
 
 // run is one run. The error tells what did not hold.
@@ -43,7 +43,7 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // PostgreSQL runs as another account
 		return err
 	}
-	log := newEvents(out)
+	log := newEvents(out, opts.keep)
 	log.say("seed %d", opts.seed)
 	data := filepath.Join(dir, "data")
 	if _, err := synth.Generate(ctx, synth.Config{Dir: data, Patients: opts.patients, Seed: 1}); err != nil {

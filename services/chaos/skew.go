@@ -36,8 +36,9 @@ func (s *system) buildSkewed(ctx context.Context) error {
 		return errors.New("time.Now of this Go is not as expected: it cannot be changed")
 	}
 	// The linker sets the way, so that everything is compiled only once.
-	changed := strings.Replace(string(text), reads, reads+fmt.Sprintf(
-		"\tswitch skewed {\n\tcase %[1]q:\n\t\tsec += %[3]d\n\tcase %[2]q:\n\t\tsec -= %[3]d\n\t}\n", ahead, behind, int(skew.Seconds())), 1)
+	wrong := fmt.Sprintf("if skewed == %q { sec += %d }; if skewed == %q { sec -= %d }\n",
+		ahead, int(skew.Seconds()), behind, int(skew.Seconds()))
+	changed := strings.Replace(string(text), reads, reads+wrong, 1)
 	file, overlay := filepath.Join(s.dir, "time.go"), filepath.Join(s.dir, "overlay.json")
 	if err := os.WriteFile(file, []byte(changed+"\nvar skewed string\n"), 0o600); err != nil {
 		return err

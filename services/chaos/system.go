@@ -99,7 +99,11 @@ func (s *system) serve(ctx context.Context) (err error) {
 	return err
 }
 
-var redisSettings = []string{"--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction", "--save", ""}
+// A stopped Redis accepts no connections. The proxies go on opening some, and without a place in the queue it takes the
+// kernel up to a minute to try again.
+var redisSettings = []string{
+	"--appendonly", "yes", "--maxmemory-policy", "noeviction", "--save", "", "--tcp-backlog", "4096",
+}
 
 // sluice runs the command line.
 func (s *system) sluice(ctx context.Context, args ...string) error {
@@ -204,7 +208,8 @@ func (s *system) configure(ctx context.Context, made *service, auth string) erro
 	}
 	if made.program == "auth" {
 		add("SLUICE_AUTH_ADDR="+auth, "SLUICE_AUTH_TOKEN_URL="+tokenURL, "SLUICE_BASE_URL="+s.front.base(),
-			"SLUICE_AUTH_KEY_SECRET=a secret of 32 bytes and some more", "SLUICE_AUTH_CLIENTS_FILE="+filepath.Join(s.dir, "clients.yaml"))
+			"SLUICE_AUTH_KEY_SECRET=a secret of 32 bytes and some more",
+			"SLUICE_AUTH_CLIENTS_FILE="+filepath.Join(s.dir, "clients.yaml"))
 		return nil
 	}
 	store, err := s.through(made.name, toStore, s.storing.Endpoint())
@@ -217,7 +222,7 @@ func (s *system) configure(ctx context.Context, made *service, auth string) erro
 		add("SLUICE_RETENTION=" + s.opts.retention.String())
 	}
 	if made.program == "scheduler" {
-		add("SLUICE_EXPIRE_EVERY=5s", "SLUICE_SWEEP_EVERY=20s", "SLUICE_SWEEP_GRACE=20s")
+		add("SLUICE_EXPIRE_EVERY=5s", "SLUICE_SWEEP_EVERY=20s", "SLUICE_SWEEP_GRACE=20s", "SLUICE_RESTORE_GRACE=20s")
 		return nil
 	}
 	postgres, err := s.through(made.name, toPostgres, s.postgres.URL())

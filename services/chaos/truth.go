@@ -93,24 +93,26 @@ func learn(dir string) (t *truth, few []string, err error) {
 		return kept
 	}
 	few = people[:5]
-	all, apps := about(people...), []string{"app-1", "app-2", "app-3"}
-	group := bulkclient.Request{Group: "all"}
-	t.questions = []*question{
-		{"group", apps, group, about(members("all")...)},
-		{"types", apps, bulkclient.Request{Group: "all", Types: []string{"Patient", "Encounter"}}, some(all, "Patient", "Encounter")},
-		{"filter", apps, bulkclient.Request{Group: "all", Types: []string{"Patient"}, TypeFilters: []string{"Patient?gender=female"}},
-			containing(first, some(all, "Patient"), `"gender":"female"`)},
-		{"patient", apps, bulkclient.Request{Level: export.PatientLevel}, all},
-		{"system", apps, bulkclient.Request{Level: export.SystemLevel}, append(slices.Collect(maps.Keys(population.ByKey)), groupKeys...)},
-		{"two", apps, bulkclient.Request{Level: export.PatientLevel, Patients: people[5:7], Post: true}, about(people[5:7]...)},
-		{"few", []string{"few"}, bulkclient.Request{Level: export.PatientLevel}, about(few...)},
-		{"ten", []string{"ten"}, bulkclient.Request{Group: "ten"}, about(members("ten")...)},
-		{probeName, []string{"probe"}, bulkclient.Request{Group: "ten", Types: []string{"Patient"}}, some(about(members("ten")...), "Patient")},
+	all, ten, apps := about(people...), about(members("ten")...), []string{"app-1", "app-2", "app-3"}
+	everything := append(slices.Collect(maps.Keys(population.ByKey)), groupKeys...)
+	women := containing(first, some(all, "Patient"), `"gender":"female"`)
+	add := func(name string, clients []string, request bulkclient.Request, keys []string) {
+		t.questions = append(t.questions, &question{name, clients, request, keys})
 	}
+	add("group", apps, bulkclient.Request{Group: "all"}, about(members("all")...))
+	types := []string{"Patient", "Encounter"}
+	add("types", apps, bulkclient.Request{Group: "all", Types: types}, some(all, types...))
+	add("filter", apps, bulkclient.Request{
+		Group: "all", Types: []string{"Patient"}, TypeFilters: []string{"Patient?gender=female"},
+	}, women)
+	add("patient", apps, bulkclient.Request{Level: export.PatientLevel}, all)
+	add("system", apps, bulkclient.Request{Level: export.SystemLevel}, everything)
+	add("two", apps, bulkclient.Request{Level: export.PatientLevel, Patients: people[5:7], Post: true}, about(people[5:7]...))
+	add("few", []string{"few"}, bulkclient.Request{Level: export.PatientLevel}, about(few...))
+	add("ten", []string{"ten"}, bulkclient.Request{Group: "ten"}, ten)
+	add("probe", []string{"probe"}, bulkclient.Request{Group: "ten", Types: []string{"Patient"}}, some(ten, "Patient"))
 	return t, few, nil
 }
-
-const probeName = "probe"
 
 func containing(lines map[string]string, keys []string, text string) (kept []string) {
 	for _, key := range keys {
@@ -184,7 +186,8 @@ func (t *truth) change(choose *rand.Rand, dir string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.newest++
-	keys := slices.DeleteFunc(slices.Sorted(maps.Keys(t.held)), func(key string) bool { return strings.HasPrefix(key, "Group/") })
+	keys := slices.Sorted(maps.Keys(t.held))
+	keys = slices.DeleteFunc(keys, func(key string) bool { return strings.HasPrefix(key, "Group/") })
 	var file strings.Builder
 	for range 1 + choose.IntN(40) {
 		key := keys[choose.IntN(len(keys))]

@@ -44,8 +44,8 @@ func (c *client) visit(ctx context.Context) (outcome string, err error) {
 	default:
 		outcome, err = c.copy(ctx, q)
 	}
-	if ctx.Err() != nil && err == nil && outcome == "" {
-		return "", fmt.Errorf("%s: not finished after %v", q.name, patience)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("not finished after %v", patience)
 	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", q.name, err)
@@ -93,12 +93,15 @@ func (c *client) export(
 	ctx context.Context, q *question, opts bulkclient.Options, began time.Time,
 ) (report bulkclient.Report, outcome string, err error) {
 	for {
-		err = c.eager(ctx, func(ctx context.Context) (err error) { report, err = c.bulk.Export(ctx, q.request, opts); return err })
+		err = c.eager(ctx, func(ctx context.Context) (err error) {
+			report, err = c.bulk.Export(ctx, q.request, opts)
+			return err
+		})
 		switch err = classify(err); {
 		case err == nil:
 			return report, "", nil
 		case ctx.Err() != nil:
-			return report, "", nil
+			return report, "", ctx.Err()
 		case errors.Is(err, errGone):
 			if outcome, err := c.gone(began); err != nil || outcome != "" {
 				return report, outcome, err
@@ -111,8 +114,8 @@ func (c *client) export(
 		case errors.Is(err, bulkclient.ErrMismatch), errors.Is(err, bulkclient.ErrFolder), errors.Is(err, bulkclient.ErrLast):
 			return report, "", err
 		}
-		if pause(ctx, time.Second) != nil {
-			return report, "", nil
+		if err := pause(ctx, time.Second); err != nil {
+			return report, "", err
 		}
 	}
 }
@@ -204,7 +207,7 @@ func (c *client) stranger(ctx context.Context, dir, status string) error {
 // delete deletes a job. Afterwards it is unknown.
 func (c *client) delete(ctx context.Context, job bulkclient.Job, began time.Time) error {
 	deleted := false
-	for ctx.Err() == nil {
+	for {
 		err := classify(c.bulk.Cancel(ctx, job))
 		switch {
 		case err == nil:
@@ -224,11 +227,10 @@ func (c *client) delete(ctx context.Context, job bulkclient.Job, began time.Time
 				return errors.New("a deleted job has a status")
 			}
 		}
-		if pause(ctx, time.Second) != nil {
-			break
+		if err := pause(ctx, time.Second); err != nil {
+			return err
 		}
 	}
-	return nil
 }
 
 // cancelled cancels an export while it runs.
@@ -238,8 +240,8 @@ func (c *client) cancelled(ctx context.Context, q *question) (string, error) {
 	if err != nil {
 		return "refused", whatRemains(ctx, err)
 	}
-	if pause(ctx, time.Duration(c.choose.IntN(2000))*time.Millisecond) != nil {
-		return "", nil
+	if err := pause(ctx, time.Duration(c.choose.IntN(2000))*time.Millisecond); err != nil {
+		return "", err
 	}
 	return "cancelled", c.delete(ctx, job, began)
 }
@@ -254,10 +256,13 @@ func (c *client) slow(ctx context.Context, q *question) (string, error) {
 	}
 	var manifest *bulkclient.Manifest
 	for manifest == nil {
-		err := c.eager(ctx, func(ctx context.Context) (err error) { manifest, err = c.bulk.Await(ctx, job); return err })
+		err := c.eager(ctx, func(ctx context.Context) (err error) {
+			manifest, err = c.bulk.Await(ctx, job)
+			return err
+		})
 		switch err = classify(err); {
 		case ctx.Err() != nil:
-			return "", nil
+			return "", ctx.Err()
 		case errors.Is(err, errGone):
 			return c.gone(began)
 		case errors.Is(err, errFailed) && !c.events.excused(began):
@@ -273,7 +278,7 @@ func (c *client) slow(ctx context.Context, q *question) (string, error) {
 	deletes := c.choose.IntN(2) == 0
 	var content bytes.Buffer
 	var tag, digest string
-	for ctx.Err() == nil {
+	for {
 		header := http.Header{"Accept-Encoding": {"gzip"}} // ranges are of the compressed form if its ETag is known
 		if tag != "" {
 			header["If-Range"] = []string{tag}
@@ -310,11 +315,10 @@ func (c *client) slow(ctx context.Context, q *question) (string, error) {
 				return "", err
 			}
 		}
-		if pause(ctx, time.Duration(c.choose.IntN(3000))*time.Millisecond) != nil {
-			break
+		if err := pause(ctx, time.Duration(c.choose.IntN(3000))*time.Millisecond); err != nil {
+			return "", err
 		}
 	}
-	return "", nil
 }
 
 // copied is a copy that a client keeps up to date.
@@ -338,11 +342,11 @@ func (c *client) copy(ctx context.Context, q *question) (string, error) {
 	}
 	began, generation := time.Now(), c.truth.now()
 	report, outcome, err := c.export(ctx, q, opts, began)
-	if err == nil && outcome == "" && ctx.Err() == nil {
+	if err == nil && outcome == "" {
 		err = c.compare(q, opts.Dir, generation, report, began)
 	}
 	c.forget(c.copied.dir)
-	if err != nil || outcome != "" || ctx.Err() != nil || report.Incomplete > 0 {
+	if err != nil || outcome != "" || report.Incomplete > 0 {
 		c.forget(opts.Dir)
 		c.copied = copied{}
 		return outcome, err
