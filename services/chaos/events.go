@@ -108,6 +108,7 @@ func (e *events) write(name string, entry map[string]any) {
 	if e.keep == "" {
 		return
 	}
+	entry["seen"] = time.Since(e.began).Seconds() // its own clock may be wrong
 	text, err := json.Marshal(entry)
 	if err == nil {
 		var file *os.File
