@@ -24,7 +24,10 @@ func (l *Lifecycle) Cancel(ctx context.Context, id export.JobID) (queueErr, err 
 
 // FailJob ends a live job with a reason for its owner, and queues the deletion of its files.
 func (l *Lifecycle) FailJob(ctx context.Context, id export.JobID, reason string) error {
-	now := l.Now()
+	now, err := l.Store.Time(ctx)
+	if err != nil {
+		return err
+	}
 	if err := l.Store.FailJob(ctx, id, reason, now, now.Add(l.Retention)); err != nil {
 		return err
 	}
@@ -34,7 +37,10 @@ func (l *Lifecycle) FailJob(ctx context.Context, id export.JobID, reason string)
 // FailJobFrom is FailJob by the holder of a lease on the plan or the seal. failed is false when the job has ended in
 // another way meanwhile.
 func (l *Lifecycle) FailJobFrom(ctx context.Context, lease export.Lease, reason string) (failed bool, err error) {
-	now := l.Now()
+	now, err := l.Store.Time(ctx)
+	if err != nil {
+		return false, err
+	}
 	err = l.Store.FailJobFrom(ctx, lease, reason, now, now.Add(l.Retention))
 	if err != nil && !errors.Is(err, export.ErrConflict) {
 		return false, err

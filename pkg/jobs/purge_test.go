@@ -205,6 +205,18 @@ func TestASchedulerThatIsAheadExpiresNothing(t *testing.T) { // spec 6
 	}
 }
 
+func TestAWrongClockDoesNotShortenTheRetention(t *testing.T) { // spec 6
+	l := newLifecycle(t)
+	id := l.started(t)
+	l.Now = func() time.Time { return time.Now().Add(-2 * time.Hour) }
+	must(t, l.FailJob(t.Context(), id, "it broke")) // expires in an hour
+	job, err := l.Store.Job(t.Context(), id)
+	must(t, err)
+	if !job.Visible(time.Now()) {
+		t.Errorf("it is over at %v", job.Expires)
+	}
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {

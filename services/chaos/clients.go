@@ -27,16 +27,38 @@ type client struct {
 	dir     string
 	folders int
 	copied  copied
-	waiting atomic.Bool // after a failure
+	waiting atomic.Bool  // after a failure
+	live    atomic.Int64 // when its job was surely live: it was accepted, or a poll said so; nanoseconds
+	job     atomic.Value // URL of that job
 }
 
-// The observer of the bulk client only notes whether it waits.
-func (c *client) Started(bulkclient.Job)                 { c.waiting.Store(false) }
-func (c *client) Polled(bulkclient.Status)               { c.waiting.Store(false) }
-func (c *client) Planned([]bulkclient.File)              { c.waiting.Store(false) }
+// As the observer of its bulk client, a client notes whether it waits, and when its job was live.
+
+// Started notes that the job was accepted, unless it is continued.
+func (c *client) Started(job bulkclient.Job) {
+	c.waiting.Store(false)
+	if c.job.Swap(job.StatusURL) != job.StatusURL {
+		c.live.Store(time.Now().UnixNano())
+	}
+}
+
+// Polled notes that the job runs.
+func (c *client) Polled(bulkclient.Status) {
+	c.waiting.Store(false)
+	c.live.Store(time.Now().UnixNano())
+}
+
+// Planned: it does not wait.
+func (c *client) Planned([]bulkclient.File) { c.waiting.Store(false) }
+
+// Advanced: it does not wait.
 func (c *client) Advanced(bulkclient.File, int64, int64) { c.waiting.Store(false) }
-func (c *client) Finished(bulkclient.File)               { c.waiting.Store(false) }
-func (c *client) Waiting(error, time.Duration)           { c.waiting.Store(true) }
+
+// Finished: it does not wait.
+func (c *client) Finished(bulkclient.File) { c.waiting.Store(false) }
+
+// Waiting: it does.
+func (c *client) Waiting(error, time.Duration) { c.waiting.Store(true) }
 
 // eager calls do with a context that ends when a fault has ended and the bulk client waits: after long outages it waits for
 // up to a minute, and nothing would run meanwhile. The caller repeats the call.
@@ -82,26 +104,26 @@ func (s *system) newClient(id string, number int, t *truth) (*client, error) {
 }
 
 // run visits until done is closed; the last visit is finished.
-func (c *client) run(ctx context.Context, done <-chan struct{}) error {
+func (c *client) run(ctx context.Context, done <-chan struct{}) {
 	defer c.bulk.Close()
 	for {
 		select {
 		case <-done:
-			return nil
+			return
+		case <-ctx.Done():
+			return
 		default:
 		}
 		outcome, err := c.visit(ctx)
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return // the run has ended early, for a reason that it tells
 		}
 		if err != nil {
 			outcome = "violation"
 			c.events.violated("%s: %v", c.id, err)
 		}
 		c.events.visited(outcome)
-		if err := pause(ctx, time.Duration(c.choose.IntN(500))*time.Millisecond); err != nil {
-			return err
-		}
+		_ = pause(ctx, time.Duration(c.choose.IntN(500))*time.Millisecond)
 	}
 }
 
@@ -139,6 +161,15 @@ func classify(err error) error {
 		return fmt.Errorf("%w: %w", errFailed, err)
 	}
 	return err
+}
+
+// kickOff kicks off and notes the job.
+func (c *client) kickOff(ctx context.Context, q *question) (bulkclient.Job, error) {
+	job, err := c.bulk.KickOff(ctx, q.request)
+	if err == nil {
+		c.Started(job)
+	}
+	return job, err
 }
 
 // get requests a URL with the client's token.

@@ -21,14 +21,14 @@ type events struct {
 
 	mu         sync.Mutex
 	violations []string
-	outcomes   map[string]int    // of units, since take
-	problems   map[string]string // why units did not end well, by job and unit, until they end
-	done       map[string]bool   // units that were done, by job and unit
-	units      []unitSeen        // some of those that were claimed lately
-	lost       time.Time         // when jobs were lately lost with the data of Redis
-	faults     []faultSeen       // that have ended, and the one that is on
-	visits     map[string]int    // outcomes of visits
-	mended     chan struct{}     // closed when the next fault has ended
+	outcomes   map[string]int       // of units, since take
+	problems   map[string]string    // why units did not end well, by job and unit, until they end
+	done       map[string]time.Time // when units were done, by job and unit
+	units      []unitSeen           // some of those that were claimed
+	lost       time.Time            // when jobs were lost last, with the data of Redis
+	faults     []faultSeen          // that have ended, and the one that is on
+	visits     map[string]int       // outcomes of visits
+	mended     chan struct{}        // closed when the next fault has ended
 }
 
 // unitSeen is a unit that a worker has claimed.
@@ -41,7 +41,7 @@ type faultSeen struct {
 
 func newEvents(out io.Writer, keep string) *events {
 	return &events{
-		out: out, keep: keep, began: time.Now(), outcomes: map[string]int{}, done: map[string]bool{}, visits: map[string]int{},
+		out: out, keep: keep, began: time.Now(), outcomes: map[string]int{}, done: map[string]time.Time{}, visits: map[string]int{},
 		problems: map[string]string{},
 		mended:   make(chan struct{}),
 	}
@@ -83,23 +83,33 @@ func (e *events) note(name string, entry map[string]any) {
 		defer e.mu.Unlock()
 		e.problems[text("job_id")+" "+text("unit")] = text("err")
 	case "unit ended":
-		unit := text("job_id") + " " + text("unit")
-		e.mu.Lock()
-		e.outcomes[text("outcome")]++
-		twice := text("outcome") == "done" && e.done[unit]
-		if text("outcome") == "done" {
-			e.done[unit] = true
+		e.unitEnded(name, text("job_id")+" "+text("unit"), text("outcome"))
+	case "unit lost its worker":
+		if !e.anySince(time.Now().Add(-aftermath), func(f *fault) bool { return f.deaf }) {
+			e.violated("%s took the worker of %s %s for lost", name, text("job_id"), text("unit"))
 		}
-		lost, problem := e.lost, e.problems[unit]
-		delete(e.problems, unit)
-		e.mu.Unlock()
-		counts := text("outcome") == "retried" || text("outcome") == "failed"
-		if counts && !e.excused(time.Now().Add(-10*time.Second)) {
-			e.violated("%s: unit %s has %s: %s", name, unit, text("outcome"), problem) // an outage costs no attempt
-		}
-		if twice && lost.IsZero() {
-			e.violated("%s did unit %s, which was done", name, unit)
-		}
+	}
+}
+
+// aftermath is how long after its end a fault may show in the logs: the silence after which a worker counts as lost, and the
+// delay of a retry.
+const aftermath = 40 * time.Second
+
+func (e *events) unitEnded(name, unit, outcome string) {
+	e.mu.Lock()
+	e.outcomes[outcome]++
+	problem, before := e.problems[unit], e.done[unit]
+	delete(e.problems, unit)
+	if outcome == "done" {
+		e.done[unit] = time.Now()
+	}
+	lost := e.lost
+	e.mu.Unlock()
+	switch {
+	case outcome == "done" && !before.IsZero() && !lost.After(before): // a Redis that has lost its data gives units out again
+		e.violated("%s did unit %s, which was done", name, unit)
+	case (outcome == "retried" || outcome == "failed") && !e.excused(time.Now().Add(-aftermath)):
+		e.violated("%s: unit %s has %s: %s", name, unit, outcome, problem) // an outage costs no attempt
 	}
 }
 
@@ -138,9 +148,7 @@ func (e *events) lose() {
 
 // lostSince reports whether jobs may have been lost since the instant.
 func (e *events) lostSince(at time.Time) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.lost.After(at)
+	return e.anySince(at, func(f *fault) bool { return f.loses })
 }
 
 // begin and end note that a fault is on.
@@ -157,7 +165,9 @@ func (e *events) end() (outcomes map[string]int) {
 	e.faults[len(e.faults)-1].to = time.Now()
 	close(e.mended)
 	e.mended = make(chan struct{})
-	return e.outcomes
+	outcomes = e.outcomes
+	e.outcomes = map[string]int{}
+	return outcomes
 }
 
 // nextMended is closed when the next fault has ended.
@@ -169,10 +179,15 @@ func (e *events) nextMended() <-chan struct{} {
 
 // excused returns whether a fault since the instant may cost units their attempts.
 func (e *events) excused(since time.Time) bool {
+	return e.anySince(since, func(f *fault) bool { return f.fails })
+}
+
+// anySince reports whether such a fault is on, or has ended after the instant.
+func (e *events) anySince(at time.Time, such func(*fault) bool) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, seen := range e.faults {
-		if seen.fault.fails && (seen.to.IsZero() || seen.to.After(since)) {
+		if such(seen.fault) && (seen.to.IsZero() || seen.to.After(at)) {
 			return true
 		}
 	}

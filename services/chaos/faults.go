@@ -21,6 +21,8 @@ type fault struct {
 	lasts time.Duration
 	loses bool // jobs may be gone afterwards: Redis has lost data
 	fails bool // units may use up their attempts: the error is one of the dependency, not an outage
+	deaf  bool // workers may be taken for lost
+	early bool // jobs may seem to have expired
 	apply breaker
 }
 
@@ -31,17 +33,17 @@ type breaker func(ctx context.Context, s *system, choose *rand.Rand) (mend func(
 var faults = slices.Concat(processFaults, redisFaults, storeFaults, postgresFaults, linkFaults)
 
 var processFaults = []fault{
-	{name: "worker-killed", apply: killed("worker", 1)},
-	{name: "workers-killed", apply: killed("worker", 3)},
+	{name: "worker-killed", deaf: true, apply: killed("worker", 1)},
+	{name: "workers-killed", deaf: true, apply: killed("worker", 3)},
 	{name: "api-killed", apply: killed("api", 1)},
 	{name: "scheduler-killed", apply: killed("scheduler", 1)},
 	{name: "schedulers-away", lasts: 10 * time.Second, apply: killed("scheduler", 2)},
 	{name: "auth-killed", apply: killed("auth", 1)},
 	{name: "auth-away", lasts: 10 * time.Second, apply: killed("auth", 1)},
-	{name: "everything-killed", apply: killed("", 8)},
-	{name: "worker-stopped", lasts: 60 * time.Second, apply: suspended},
+	{name: "everything-killed", deaf: true, apply: killed("", 8)},
+	{name: "worker-stopped", deaf: true, lasts: 60 * time.Second, apply: suspended},
 	{name: "rolling-restart", apply: rollingRestart},
-	{name: "clock-ahead", lasts: 30 * time.Second, apply: skewed(ahead)},
+	{name: "clock-ahead", early: true, lasts: 30 * time.Second, apply: skewed(ahead)},
 	{name: "clock-behind", lasts: 30 * time.Second, apply: skewed(behind)},
 	{name: "tasks-repeated", apply: tasksRepeated},
 }

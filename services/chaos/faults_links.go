@@ -8,11 +8,11 @@ import (
 )
 
 var linkFaults = []fault{
-	{name: "link-cut", lasts: 10 * time.Second, apply: cut},
-	{name: "link-half-open", lasts: 20 * time.Second, apply: poisoned("", "", "timeout", toxic{"timeout": 0})},
-	{name: "links-half-open-redis", lasts: 20 * time.Second,
+	{name: "link-cut", deaf: true, lasts: 10 * time.Second, apply: cut},
+	{name: "link-half-open", deaf: true, lasts: 20 * time.Second, apply: poisoned("", "", "timeout", toxic{"timeout": 0})},
+	{name: "links-half-open-redis", deaf: true, lasts: 20 * time.Second,
 		apply: poisoned("worker", toRedis, "timeout", toxic{"timeout": 0})},
-	{name: "link-reset", lasts: 10 * time.Second, apply: poisoned("", "", "limit_data", toxic{"bytes": 20_000})},
+	{name: "link-reset", deaf: true, lasts: 10 * time.Second, apply: poisoned("", "", "limit_data", toxic{"bytes": 20_000})},
 	{name: "links-reset-store", lasts: 15 * time.Second,
 		apply: poisoned("worker", toStore, "limit_data", toxic{"bytes": 100_000})},
 	{name: "links-reset-clients", lasts: 15 * time.Second,

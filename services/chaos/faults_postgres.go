@@ -40,6 +40,7 @@ func postgresFailover(ctx context.Context, s *system, choose *rand.Rand) (func(c
 		s.loading.Unlock()
 		return nil, err
 	}
+	s.also = append(s.also, old, replica)
 	for old.Exec(ctx, caughtUp) != nil {
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
 			s.loading.Unlock()
@@ -72,6 +73,11 @@ func postgresTimeouts(ctx context.Context, s *system, _ *rand.Rand) (func(contex
 	s.loading.Lock()
 	return func(ctx context.Context) error {
 		defer s.loading.Unlock()
-		return set(ctx, "0")
+		for {
+			err := set(ctx, "0") // its own statements may take too long
+			if err == nil || pause(ctx, 10*time.Millisecond) != nil {
+				return err
+			}
+		}
 	}, set(ctx, "1")
 }

@@ -20,10 +20,10 @@ var redisFaults = []fault{
 	{name: "redis-stopped-10", lasts: 10 * time.Second, apply: redisStopped},
 	{name: "redis-stopped-40", lasts: 40 * time.Second, apply: redisStopped},
 	{name: "redis-stopped-120", lasts: 120 * time.Second, apply: redisStopped},
-	{name: "redis-emptied", loses: true, apply: redisAway((*servers.Redis).Wipe)},
+	{name: "redis-emptied", loses: true, deaf: true, apply: redisAway((*servers.Redis).Wipe)},
 	{name: "redis-readonly", lasts: 15 * time.Second, apply: redisSays("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE")},
 	{name: "redis-full", lasts: 15 * time.Second, apply: redisSays("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0")},
-	{name: "redis-failover", loses: true, apply: redisFailover},
+	{name: "redis-failover", loses: true, deaf: true, apply: redisFailover},
 }
 
 // redisAway kills Redis and starts it again, after a change of its data if there is one.
@@ -70,10 +70,12 @@ func redisFailover(ctx context.Context, s *system, choose *rand.Rand) (func(cont
 	if err != nil {
 		return nil, err
 	}
+	s.also = append(s.also, old, replica)
 	sentinel, err := servers.NewSentinel(ctx, dir+"-sentinel", old, 2*time.Second)
 	if err != nil {
 		return nil, err
 	}
+	s.also = append(s.also, sentinel)
 	if err := pause(ctx, 3*time.Second); err != nil { // Sentinel learns of the replica from the primary
 		return nil, err
 	}

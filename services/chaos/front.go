@@ -57,7 +57,6 @@ func (f *front) pick() string {
 // watch asks the replicas whether they are ready, until the context ends.
 func (f *front) watch(ctx context.Context) {
 	client := &http.Client{Timeout: 2 * time.Second}
-	f.ready = make([]bool, len(f.replicas))
 	for {
 		for i, replica := range f.replicas {
 			ready := false

@@ -18,12 +18,14 @@ import (
 )
 
 type options struct {
-	lasts, retention time.Duration
-	seed             uint64
-	patients         int
-	only             []string // names of faults; none: all
-	bin              string
-	keep             string // folder for the logs of the services, "" to keep none
+	lasts     time.Duration // 0: each fault once
+	retention time.Duration
+	silence   time.Duration // after which a worker counts as lost; 0: the default of the services
+	seed      uint64
+	patients  int
+	only      []string // names of faults; none: all
+	bin       string
+	keep      string // folder for the logs of the services, "" to keep none
 }
 
 // run is one run. The error tells what did not hold.
@@ -71,6 +73,7 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 func (s *system) suite(ctx context.Context, those []*fault, known *truth) error {
 	watching, stopWatching := context.WithCancel(ctx)
 	defer stopWatching()
+	s.front.ready = make([]bool, len(s.front.replicas))
 	go s.front.watch(watching)
 	probe, err := s.newClient("probe", 0, known)
 	if err != nil {
@@ -85,21 +88,26 @@ func (s *system) suite(ctx context.Context, those []*fault, known *truth) error 
 	}
 	s.events.say("ready")
 
-	visiting, stopVisiting := context.WithCancel(ctx)
-	defer stopVisiting()
-	closing := make(chan struct{})
-	group, visiting := errgroup.WithContext(visiting)
+	var visitors []*client
 	for i, id := range []string{"app-1", "app-2", "app-3", "app-1", "few", "ten"} {
 		visitor, err := s.newClient(id, i+1, known)
 		if err != nil {
 			return err
 		}
-		group.Go(func() error { return visitor.run(visiting, closing) })
+		visitors = append(visitors, visitor)
+	}
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	closing := make(chan struct{})
+	group, visiting := errgroup.WithContext(running)
+	for _, visitor := range visitors {
+		group.Go(func() error { visitor.run(visiting, closing); return nil })
 	}
 	group.Go(func() error { return s.loads(visiting, closing, known) })
 	recovered, err := s.storm(visiting, those, probe)
 	if err != nil {
-		return err
+		stop()
+		return errors.Join(err, group.Wait())
 	}
 	s.events.say("the last visits end")
 	close(closing)
@@ -121,7 +129,7 @@ func (s *system) loads(ctx context.Context, done <-chan struct{}, known *truth) 
 		case <-done:
 			return nil
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil
 		case <-time.After(time.Duration(5+choose.IntN(10)) * time.Second):
 		}
 		s.loading.Lock()
@@ -131,6 +139,9 @@ func (s *system) loads(ctx context.Context, done <-chan struct{}, known *truth) 
 			err = s.load(ctx, dir)
 		}
 		s.loading.Unlock()
+		if ctx.Err() != nil {
+			return nil
+		}
 		if err != nil {
 			return fmt.Errorf("load: %w", err)
 		}

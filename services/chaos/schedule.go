@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sluice-fhir/sluice/pkg/bulkclient"
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 )
@@ -37,7 +36,8 @@ type recovery struct {
 	outcomes map[string]int // of units while the fault was on
 }
 
-// storm applies one fault after the other, each of them once before any comes again, until the time is over.
+// storm applies one fault after the other, each of them once before any comes again, until the time is
+// over; once if there is none.
 func (s *system) storm(ctx context.Context, those []*fault, probe *client) (recovered []recovery, err error) {
 	choose := rand.New(rand.NewPCG(s.opts.seed, 15)) //nolint:gosec // it must be reproducible
 	over := time.Now().Add(s.opts.lasts)
@@ -45,10 +45,10 @@ func (s *system) storm(ctx context.Context, those []*fault, probe *client) (reco
 		order := slices.Clone(those)
 		choose.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		for _, f := range order {
-			if time.Now().After(over) {
+			if s.opts.lasts > 0 && time.Now().After(over) {
 				return recovered, nil
 			}
-			r, err := s.suffer(ctx, f, choose, probe)
+			r, err := s.suffer(ctx, len(recovered)+1, f, probe)
 			if err != nil {
 				return recovered, fmt.Errorf("%s: %w", f.name, err)
 			}
@@ -57,26 +57,32 @@ func (s *system) storm(ctx context.Context, those []*fault, probe *client) (reco
 				return recovered, err
 			}
 		}
+		if s.opts.lasts == 0 {
+			return recovered, nil
+		}
 	}
 }
 
-// suffer applies one fault, mends it, and measures the recovery.
-func (s *system) suffer(ctx context.Context, f *fault, choose *rand.Rand, probe *client) (recovery, error) {
-	s.events.say("%s", f.name)
+// suffer applies one fault, mends it, and measures the recovery. What it chooses depends on the seed and its number only.
+func (s *system) suffer(ctx context.Context, number int, f *fault, probe *client) (recovery, error) {
+	s.events.say("%d: %s", number, f.name)
 	s.events.begin(f)
 	if f.loses {
 		s.events.lose()
 	}
-	mend, err := f.apply(ctx, s, choose)
-	if err != nil {
+	mend, err := f.apply(ctx, s, rand.New(rand.NewPCG(s.opts.seed, uint64(number)))) //nolint:gosec // it must be reproducible
+	if mend == nil {
 		return recovery{}, err
 	}
-	if err := pause(ctx, f.lasts); err != nil {
-		return recovery{}, err
+	if err == nil {
+		err = pause(ctx, f.lasts)
 	}
 	mended := time.Now()
-	if err := mend(ctx); err != nil {
-		return recovery{}, fmt.Errorf("mend: %w", err)
+	// Mended also if the run ends early: locks are held, and services are stopped.
+	mending, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	if err := errors.Join(err, mend(mending)); err != nil {
+		return recovery{}, err
 	}
 	if f.loses { // what was written between the loss and now may be lost, too
 		s.events.lose()
@@ -149,8 +155,15 @@ func (c *client) probe(ctx context.Context) error {
 	q := c.truth.of(c.id)[0]
 	for {
 		err := c.probeOnce(ctx, q)
-		if err == nil {
+		switch {
+		case err == nil:
 			return nil
+		case errors.Is(err, errGone):
+			if _, err := c.gone(); err != nil {
+				return err
+			}
+		case errors.Is(err, errFailed) && !c.events.excused(time.Now().Add(-aftermath)):
+			return err
 		}
 		if pause(ctx, 200*time.Millisecond) != nil {
 			return fmt.Errorf("no recovery within %v: %w", patience, err)
@@ -161,7 +174,7 @@ func (c *client) probe(ctx context.Context) error {
 func (c *client) probeOnce(ctx context.Context, q *question) error {
 	kickingOff, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	job, err := c.bulk.KickOff(kickingOff, q.request)
+	job, err := c.kickOff(kickingOff, q)
 	if err != nil {
 		return err
 	}
@@ -170,10 +183,13 @@ func (c *client) probeOnce(ctx context.Context, q *question) error {
 		manifest, _, err := c.bulk.Poll(polling, job, 1)
 		cancel()
 		if manifest != nil {
+			if len(manifest.Output) != 1 || len(manifest.Error) > 0 && !c.events.excused(time.Now().Add(-aftermath)) {
+				return fmt.Errorf("%w: the manifest of a small export has %d files and %d of errors",
+					errFailed, len(manifest.Output), len(manifest.Error))
+			}
 			return nil
 		}
-		var refused *bulkclient.ServerError
-		if errors.As(err, &refused) && classify(err) != err { //nolint:errorlint // whether it was replaced
+		if err = classify(err); errors.Is(err, errGone) || errors.Is(err, errFailed) {
 			return err
 		}
 		if err := pause(ctx, 200*time.Millisecond); err != nil {

@@ -64,6 +64,8 @@ func (s *service) start(ctx context.Context, bin string) error {
 // restart starts a stopped service. A service that exits because a dependency is away is started again, as a supervisor
 // does.
 func (s *service) restart(ctx context.Context, bin string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	for {
 		err := s.start(ctx, bin)
 		if err == nil {

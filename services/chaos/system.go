@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	random "math/rand/v2"
 	"net"
 	"net/url"
@@ -47,6 +48,7 @@ type system struct {
 	signers  map[string]*token.Signer // of the clients, by id
 	audits   []string                 // audit logs
 	loading  sync.Mutex               // held while a load runs
+	also     []io.Closer              // servers of a failover, to be ended
 	events   *events
 }
 
@@ -84,7 +86,7 @@ func begin(ctx context.Context, opts options, dir, data string, few []string, lo
 	return s, nil
 }
 
-// serve starts the three servers. Redis keeps what it has answered, as it has to in production.
+// serve starts the three servers. Redis writes a change before it answers; only the machine's crash needs fsync.
 func (s *system) serve(ctx context.Context) (err error) {
 	if s.redis, err = servers.NewRedis(ctx, filepath.Join(s.dir, "redis"), redisSettings...); err != nil {
 		return err
@@ -102,7 +104,7 @@ func (s *system) serve(ctx context.Context) (err error) {
 // A stopped Redis accepts no connections. The proxies go on opening some, and without a place in the queue it takes the
 // kernel up to a minute to try again.
 var redisSettings = []string{
-	"--appendonly", "yes", "--maxmemory-policy", "noeviction", "--save", "", "--tcp-backlog", "4096",
+	"--appendonly", "yes", "--appendfsync", "no", "--maxmemory-policy", "noeviction", "--save", "", "--tcp-backlog", "4096",
 }
 
 // sluice runs the command line.
@@ -221,6 +223,12 @@ func (s *system) configure(ctx context.Context, made *service, auth string) erro
 	if made.program != "api" {
 		add("SLUICE_RETENTION=" + s.opts.retention.String())
 	}
+	if s.opts.silence > 0 && made.program == "scheduler" {
+		add("SLUICE_UNIT_SILENCE="+s.opts.silence.String(), "SLUICE_RESCUE_EVERY=1s")
+	}
+	if s.opts.silence > 0 && made.program == "worker" {
+		add("SLUICE_UNIT_HEARTBEAT=" + (s.opts.silence / 5).String())
+	}
 	if made.program == "scheduler" {
 		add("SLUICE_EXPIRE_EVERY=5s", "SLUICE_SWEEP_EVERY=20s", "SLUICE_SWEEP_GRACE=20s", "SLUICE_RESTORE_GRACE=20s")
 		return nil
@@ -289,6 +297,9 @@ func (s *system) end() {
 		s.storing.Close()
 	}
 	var errs []error
+	for _, each := range s.also {
+		errs = append(errs, each.Close())
+	}
 	if s.redis != nil {
 		errs = append(errs, s.redis.Close())
 	}

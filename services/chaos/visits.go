@@ -39,8 +39,8 @@ func (c *client) visit(ctx context.Context) (outcome string, err error) {
 	case n < 7:
 		outcome, err = c.slow(ctx, q)
 	case n < 8:
-		_, err := c.bulk.KickOff(ctx, q.request) // and never comes back
-		return "left", whatRemains(ctx, err)
+		_, err := c.kickOff(ctx, q) // and never comes back
+		return orRefused("left", err)
 	default:
 		outcome, err = c.copy(ctx, q)
 	}
@@ -53,12 +53,16 @@ func (c *client) visit(ctx context.Context) (outcome string, err error) {
 	return outcome, err
 }
 
-// whatRemains returns the error if a client must never see it.
-func whatRemains(ctx context.Context, err error) error {
-	if err = classify(err); ctx.Err() == nil && errors.Is(err, errFailed) {
-		return err
+// orRefused returns the outcome of a kick-off that is not repeated. A refusal has to be one of an outage.
+func orRefused(outcome string, err error) (string, error) {
+	var refused *bulkclient.ServerError
+	if errors.As(err, &refused) && refused.Status != http.StatusServiceUnavailable && refused.Status != http.StatusBadGateway {
+		return "", err
 	}
-	return nil
+	if err != nil {
+		return "refused", nil
+	}
+	return outcome, nil
 }
 
 // whole exports everything into a folder, and compares it with the truth.
@@ -82,7 +86,7 @@ func (c *client) whole(ctx context.Context, q *question) (string, error) {
 		}
 	}
 	if c.choose.IntN(2) == 0 {
-		return "exported and deleted", c.delete(ctx, bulkclient.Job{StatusURL: report.StatusURL}, began)
+		return "exported and deleted", c.delete(ctx, bulkclient.Job{StatusURL: report.StatusURL})
 	}
 	return "exported", nil
 }
@@ -103,9 +107,8 @@ func (c *client) export(
 		case ctx.Err() != nil:
 			return report, "", ctx.Err()
 		case errors.Is(err, errGone):
-			if outcome, err := c.gone(began); err != nil || outcome != "" {
-				return report, outcome, err
-			}
+			outcome, err := c.gone()
+			return report, outcome, err
 		case errors.Is(err, errFailed):
 			if c.events.excused(began) {
 				return report, "failed", nil
@@ -120,16 +123,19 @@ func (c *client) export(
 	}
 }
 
-// gone tells why a job of the client is unknown. It may be lost, or its time may be over: a client that was kept away for
-// long finds nothing any more.
-func (c *client) gone(began time.Time) (string, error) {
+// gone tells why the client's job is unknown. It may be lost, or its time may be over: a client that was kept away for long
+// finds nothing any more.
+func (c *client) gone() (string, error) {
+	live := time.Unix(0, c.live.Load())
 	switch {
-	case c.events.lostSince(began.Add(-time.Second)):
+	case c.events.lostSince(live.Add(-time.Second)):
 		return "lost", nil
-	case time.Since(began) > c.system.opts.retention:
+	case time.Since(live) > c.system.opts.retention:
 		return "expired", nil
+	case c.events.anySince(live.Add(-time.Second), func(f *fault) bool { return f.early }):
+		return "expired early", nil
 	}
-	return "", errors.New("404 for a job that was neither cancelled nor lost nor old")
+	return "", fmt.Errorf("404 for a job that was neither deleted nor lost nor old: %v", c.job.Load())
 }
 
 // compare compares a folder with the answers that are right.
@@ -153,7 +159,7 @@ func (c *client) compare(q *question, dir string, generation int, report bulkcli
 		}
 	}
 	if report.Incomplete > 0 {
-		return nil // they are told, and a fault explains them; the lines of the other units are checked by their ids only
+		return nil // what is missing is told, and a fault explains it
 	}
 	return fmt.Errorf("job %s: not what it has to be: %s", report.Job, strings.Join(closest, ", "))
 }
@@ -192,67 +198,74 @@ func (c *client) stranger(ctx context.Context, dir, status string) error {
 		return err
 	}
 	for _, target := range targets {
-		resp, err := other.get(ctx, target, nil)
+		status, err := other.answered(ctx, target)
 		if err != nil {
-			continue // an outage
+			return err
 		}
-		_ = resp.Body.Close()
-		if resp.StatusCode < http.StatusBadRequest {
-			return fmt.Errorf("%s got %s for a URL of a foreign job", id, resp.Status)
+		if status != http.StatusNotFound {
+			return fmt.Errorf("%s got %d for a URL of a foreign job", id, status)
 		}
 	}
 	return nil
 }
 
-// delete deletes a job. Afterwards it is unknown.
-func (c *client) delete(ctx context.Context, job bulkclient.Job, began time.Time) error {
-	deleted := false
+// answered requests a URL until there is an answer that is no outage, and returns its status.
+func (c *client) answered(ctx context.Context, target string) (status int, err error) {
 	for {
-		err := classify(c.bulk.Cancel(ctx, job))
-		switch {
-		case err == nil:
-			deleted = true
-		case errors.Is(err, errGone):
-			if deleted || c.events.lostSince(began) || time.Since(began) > c.system.opts.retention {
-				return nil
+		resp, err := c.get(ctx, target, nil)
+		if err == nil {
+			_ = resp.Body.Close() // only the status matters
+			if resp.StatusCode < http.StatusInternalServerError && resp.StatusCode != http.StatusUnauthorized {
+				return resp.StatusCode, nil
 			}
-			deleted = true // the answer to an earlier attempt was lost, or the job was: the next status tells
 		}
-		if deleted {
-			_, _, err := c.bulk.Poll(ctx, job, 1)
-			if errors.Is(classify(err), errGone) {
-				return nil
-			}
-			if err == nil {
-				return errors.New("a deleted job has a status")
-			}
+		if err := pause(ctx, time.Second); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// delete deletes a job. Afterwards it is unknown.
+func (c *client) delete(ctx context.Context, job bulkclient.Job) error {
+	for tried := false; ; tried = true {
+		err := classify(c.bulk.Cancel(ctx, job))
+		if errors.Is(err, errGone) && !tried { // later an answer to an earlier attempt may have been lost
+			_, err := c.gone()
+			return err
+		}
+		if err == nil || errors.Is(err, errGone) {
+			break
 		}
 		if err := pause(ctx, time.Second); err != nil {
 			return err
 		}
 	}
+	status, err := c.answered(ctx, job.StatusURL)
+	if err == nil && status != http.StatusNotFound && !c.events.lostSince(time.Now().Add(-time.Minute)) {
+		err = fmt.Errorf("the status of a deleted job is %d", status)
+	}
+	return err
 }
 
 // cancelled cancels an export while it runs.
 func (c *client) cancelled(ctx context.Context, q *question) (string, error) {
-	began := time.Now()
-	job, err := c.bulk.KickOff(ctx, q.request)
+	job, err := c.kickOff(ctx, q)
 	if err != nil {
-		return "refused", whatRemains(ctx, err)
+		return orRefused("", err)
 	}
 	if err := pause(ctx, time.Duration(c.choose.IntN(2000))*time.Millisecond); err != nil {
 		return "", err
 	}
-	return "cancelled", c.delete(ctx, job, began)
+	return "cancelled", c.delete(ctx, job)
 }
 
 // slow downloads one file slowly, in ranges, and perhaps deletes the job or lets it expire meanwhile. It may be cut off at
 // any time; what it has got must be of the file.
 func (c *client) slow(ctx context.Context, q *question) (string, error) {
 	began := time.Now()
-	job, err := c.bulk.KickOff(ctx, q.request)
+	job, err := c.kickOff(ctx, q)
 	if err != nil {
-		return "refused", whatRemains(ctx, err)
+		return orRefused("", err)
 	}
 	var manifest *bulkclient.Manifest
 	for manifest == nil {
@@ -264,7 +277,7 @@ func (c *client) slow(ctx context.Context, q *question) (string, error) {
 		case ctx.Err() != nil:
 			return "", ctx.Err()
 		case errors.Is(err, errGone):
-			return c.gone(began)
+			return c.gone()
 		case errors.Is(err, errFailed) && !c.events.excused(began):
 			return "", err
 		case errors.Is(err, errFailed):
@@ -272,10 +285,10 @@ func (c *client) slow(ctx context.Context, q *question) (string, error) {
 		}
 	}
 	if len(manifest.Output) == 0 {
-		return "empty", nil
+		return "", errors.New("the manifest has no file")
 	}
 	item := manifest.Output[c.choose.IntN(len(manifest.Output))]
-	deletes := c.choose.IntN(2) == 0
+	deletes, deleted := c.choose.IntN(2) == 0, false
 	var content bytes.Buffer
 	var tag, digest string
 	for {
@@ -286,6 +299,10 @@ func (c *client) slow(ctx context.Context, q *question) (string, error) {
 		}
 		resp, err := c.get(ctx, item.URL, header)
 		if err == nil {
+			if deleted && resp.StatusCode < http.StatusMultipleChoices && !c.events.lostSince(began) {
+				_ = resp.Body.Close()
+				return "", errors.New("a file of a deleted job is served")
+			}
 			switch resp.StatusCode {
 			case http.StatusOK:
 				if tag != "" {
@@ -304,16 +321,17 @@ func (c *client) slow(ctx context.Context, q *question) (string, error) {
 				}
 				return "downloaded slowly", nil
 			case http.StatusNotFound:
-				if deletes && content.Len() > 0 {
+				if deleted {
 					return "deleted while downloading", nil
 				}
-				return c.gone(began)
+				return c.gone()
 			}
 		}
 		if deletes && content.Len() > 0 {
-			if err := c.delete(ctx, job, began); err != nil {
+			if err := c.delete(ctx, job); err != nil {
 				return "", err
 			}
+			deleted = true
 		}
 		if err := pause(ctx, time.Duration(c.choose.IntN(3000))*time.Millisecond); err != nil {
 			return "", err
@@ -344,6 +362,9 @@ func (c *client) copy(ctx context.Context, q *question) (string, error) {
 	report, outcome, err := c.export(ctx, q, opts, began)
 	if err == nil && outcome == "" {
 		err = c.compare(q, opts.Dir, generation, report, began)
+		if err != nil && opts.Last != "" && c.events.lostSince(c.copied.since) {
+			outcome, err = "copy lost its snapshot", nil
+		}
 	}
 	c.forget(c.copied.dir)
 	if err != nil || outcome != "" || report.Incomplete > 0 {

@@ -295,3 +295,18 @@ func TestPatientsAreEncrypted(t *testing.T) {
 		t.Errorf("the list is stored as %q", stored)
 	}
 }
+
+// A store that does not answer is an outage, too: the client may try again.
+func TestKickoffWhileTheStoreHangs(t *testing.T) {
+	t.Parallel()
+	w := newFixture(t)
+	back := make(chan struct{})
+	w.objectDoor.watch(func([]byte) { <-back }, nil)
+	got := w.post(patientExport, asking("Patient/p1"), w.as("alice")...)
+	close(back)
+	wantOutcome(t, got, http.StatusServiceUnavailable, "transient")
+	wantHeader(t, got, "Retry-After", "5", "Content-Location", "")
+	if n := w.active(); n != 0 {
+		t.Errorf("%d jobs are left", n)
+	}
+}

@@ -89,7 +89,7 @@ func (s *service) refuse(c *gin.Context, err error) {
 	case errors.Is(err, directory.ErrUnreadable): // no outage: a retry cannot help
 		keepError(c, err)
 		r = serverError(c, "The definition of this group cannot be read, so it cannot be exported until it is corrected.")
-	case errors.Is(err, export.ErrUnavailable):
+	case errors.Is(err, export.ErrUnavailable), errors.Is(err, context.DeadlineExceeded): // the time of a step was over
 		keepError(c, err)
 		r = unavailable()
 	default:

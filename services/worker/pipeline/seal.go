@@ -61,7 +61,12 @@ func (w *Worker) seal(ctx context.Context, lease export.Lease, job export.Job) (
 	if err != nil {
 		return jobstore.Commit{}, err
 	}
-	finished := w.Now().UTC().Truncate(time.Millisecond)
+	// By the clock of Redis, so that a wrong clock of this machine neither ends nor prolongs the retention.
+	finished, err := w.Jobs.Time(ctx)
+	if err != nil {
+		return jobstore.Commit{}, err
+	}
+	finished = finished.Truncate(time.Millisecond)
 	job.Finished = finished
 	// What changed between `_until` and the snapshot is missing, so nothing can continue from there.
 	if until := job.Request.Until; until.IsZero() || until.After(job.Snapshot) {
