@@ -1,0 +1,232 @@
+package model
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/sluice-fhir/sluice/pkg/export"
+	"github.com/sluice-fhir/sluice/pkg/testenv"
+)
+
+// TestHistories runs random histories. SLUICE_TEST_SEEDS or -rapid.checks is their number. After a failure rapid prints
+// the shrunk history, and -rapid.seed or -rapid.failfile repeats it.
+func TestHistories(t *testing.T) {
+	for name, value := range map[string]string{
+		"rapid.checks": strconv.Itoa(testenv.Seeds(t, 60)), "rapid.steps": "90",
+		"rapid.seed": strconv.FormatUint(rand.Uint64()>>1, 10),
+	} {
+		if f := flag.Lookup(name); f.Value.String() == f.DefValue {
+			must(t, flag.Set(name, value))
+		}
+	}
+	t.Logf("-rapid.seed=%s", flag.Lookup("rapid.seed").Value)
+	servers := openServers(t)
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t, servers)
+		t.Repeat(map[string]func(*rapid.T){"step": func(*rapid.T) { w.step() }})
+		w.settle()
+	})
+}
+
+// choices are the steps that can follow. The first ones are drawn most often: they are those of a job's progress.
+type choices struct {
+	names []string
+	steps map[string]func()
+}
+
+func (c *choices) add(weight int, name string, do func()) {
+	for range weight {
+		c.names = append(c.names, name)
+	}
+	c.steps[name] = do
+}
+
+func (w *world) step() {
+	c := choices{steps: map[string]func(){}}
+	w.workerChoices(&c)
+	if len(w.jobs) < mostJobs {
+		c.add(2, "kick-off", w.kickOff)
+	}
+	if !w.link.away {
+		w.schedulerChoices(&c)
+	}
+	c.add(2, "3 s", func() { w.pause(1); w.observe(other) })
+	c.add(1, "silence", func() { w.pause(2); w.observe(other) })
+	if len(w.jobs) > 0 && !w.link.away {
+		w.jobChoices(&c)
+	}
+	if !w.nested {
+		w.rareChoices(&c)
+	}
+	c.steps[rapid.SampledFrom(c.names).Draw(w.t, "step")]()
+}
+
+func (w *world) workerChoices(c *choices) {
+	var waiting []task
+	for _, k := range w.seen.tasks {
+		if k.state != "active" {
+			waiting = append(waiting, k)
+		}
+	}
+	var free *worker
+	for _, k := range w.workers {
+		if k == w.acting {
+			continue
+		}
+		if k.phase == idle {
+			free = k
+			continue
+		}
+		c.add(5, k.name+" "+string(k.phase), func() { w.goOn(k) })
+		if k.phase != claiming && k.phase != purging {
+			c.add(1, k.name+" sends a heartbeat", func() { w.heartbeat(k) })
+		}
+		c.add(1, k.name+" dies", func() { w.die(k) })
+	}
+	if free == nil {
+		return
+	}
+	if len(waiting) > 0 && !w.link.away {
+		c.add(5, free.name+" takes a task", func() { w.accept(free, draw(w, "task", waiting), false) })
+	}
+	if len(w.ledger.tasks) > 0 {
+		c.add(1, free.name+" gets an old task again", func() { w.accept(free, draw(w, "task", w.ledger.tasks), true) })
+	}
+}
+
+// draw draws one of the tasks.
+func draw(w *world, label string, tasks []task) task {
+	byName := map[string]task{}
+	var names []string
+	for _, k := range tasks {
+		name := fmt.Sprintf("%s:%s:%d", k.job[:1], k.unit, k.fence)
+		if _, there := byName[name]; !there {
+			names = append(names, name)
+		}
+		byName[name] = k
+	}
+	return byName[rapid.SampledFrom(names).Draw(w.t, label)]
+}
+
+func (w *world) schedulerChoices(c *choices) {
+	c.add(3, "rescue pass", func() { w.pass(rescue, 8, func() error { return w.scheduler.Rescue(w.ctx) }) })
+	c.add(1, "expire pass", func() { w.pass(expire, 6, func() error { return w.scheduler.Expire(w.ctx) }) })
+	c.add(1, "expire pass of a full Redis", func() {
+		w.pass(makeRoom, 8, func() error { _, err := w.lifecycle.ExpireDue(w.ctx, true); return err })
+	})
+	if len(w.seen.purges) > 0 {
+		c.add(2, "purge", func() { w.purge(w.drawPurge()) })
+	}
+	c.add(1, "sweep", w.sweep)
+}
+
+func (w *world) drawPurge() export.JobID {
+	var ids []export.JobID
+	for _, k := range w.seen.purges {
+		ids = append(ids, k.job)
+	}
+	return rapid.SampledFrom(slices.Compact(ids)).Draw(w.t, "job")
+}
+
+func (w *world) jobChoices(c *choices) {
+	on := func(do func(*job)) func() {
+		return func() { do(w.jobs[rapid.IntRange(0, len(w.jobs)-1).Draw(w.t, "job")]) }
+	}
+	onUnit := func(do func(*job, string)) func() {
+		return on(func(j *job) {
+			units := append([]string{string(export.PlanUnit)}, slices.Sorted(maps.Keys(w.seen.jobs[j.id].units))...)
+			do(j, rapid.SampledFrom(units).Draw(w.t, "unit"))
+		})
+	}
+	c.add(1, "an operator gives a unit up", onUnit(w.skipUnit))
+	c.add(1, "an operator runs a unit again", onUnit(w.reopenUnit))
+	c.add(1, "status", on(w.poll))
+	c.add(1, "cancel", on(w.cancel))
+	c.add(1, "quota", func() { w.hold(rapid.SampledFrom(theOwners).Draw(w.t, "owner")) })
+	c.add(1, "an operator expires a job", on(w.expireNow))
+}
+
+// rareChoices are faults of the environment.
+func (w *world) rareChoices(c *choices) {
+	if len(w.seen.tasks) > 0 && !w.link.away {
+		c.add(1, "a task is lost", func() {
+			w.done(draw(w, "task", w.seen.tasks))
+			w.observe(other)
+		})
+		c.add(1, "Asynq retries a task", func() { // its worker may still run it
+			w.requeue(draw(w, "task", w.seen.tasks))
+			w.observe(other)
+		})
+	}
+	if w.link.away {
+		c.add(4, "Redis is back", func() { w.link.away = false; w.note() })
+		c.add(1, "20 s", func() { w.leap(20 * time.Second) })
+		return
+	}
+	c.add(1, "Redis is away", func() { w.link.away = true })
+	c.add(1, "a minute", func() { w.pause(21); w.observe(other) })
+	c.add(1, "the retention ends", func() { w.leap(retention) })
+	c.add(1, "three days", func() { w.leap(maxAge + time.Second) })
+}
+
+// settle ends a history: without faults, every live job ends, and every ended one is deleted with all that it has left.
+func (w *world) settle() {
+	w.fair, w.link.away = true, false
+	if rapid.Bool().Draw(w.t, "all workers die") {
+		for _, k := range w.workers {
+			w.die(k)
+		}
+	}
+	for round := 0; ; round++ {
+		w.pause(1)
+		w.pass(rescue, 0, func() error { return w.scheduler.Rescue(w.ctx) })
+		w.drain()
+		if len(w.seen.active) == 0 {
+			break
+		}
+		if round == 30 {
+			w.t.Fatalf("progress: %v never end: %+v", slices.Sorted(maps.Keys(w.seen.active)), w.seen.jobs)
+		}
+		w.pause(2)
+	}
+	w.sweep()
+	w.leap(retention)
+	for range 2 {
+		w.pass(expire, 0, func() error { return w.scheduler.Expire(w.ctx) })
+		for len(w.seen.purges) > 0 {
+			w.purge(w.seen.purges[0].job)
+		}
+	}
+	w.sweep()
+	for _, job := range w.jobs {
+		if state := w.seen.jobs[job.id].state(); state != gone {
+			w.t.Fatalf("the end: %s is still %s", job.id[:1], state)
+		}
+	}
+	if left := w.bucket(""); len(left) > 0 {
+		w.t.Fatalf("the end: the bucket has %v", left)
+	}
+}
+
+// drain lets the workers do all that is queued.
+func (w *world) drain() {
+	for {
+		for _, k := range w.workers {
+			for k.phase != idle {
+				w.goOn(k)
+			}
+		}
+		if len(w.seen.tasks) == 0 {
+			return
+		}
+		w.accept(w.workers[0], w.seen.tasks[0], false)
+	}
+}
