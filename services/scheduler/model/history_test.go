@@ -20,7 +20,7 @@ import (
 // the shrunk history, and -rapid.seed or -rapid.failfile repeats it.
 func TestHistories(t *testing.T) {
 	for name, value := range map[string]string{
-		"rapid.checks": strconv.Itoa(testenv.Seeds(t, 60)), "rapid.steps": "90",
+		"rapid.checks": strconv.Itoa(testenv.Seeds(t, 60)), "rapid.steps": "120",
 		"rapid.seed": strconv.FormatUint(rand.Uint64()>>1, 10),
 	} {
 		if f := flag.Lookup(name); f.Value.String() == f.DefValue {
@@ -49,24 +49,40 @@ func (c *choices) add(weight int, name string, do func()) {
 	c.steps[name] = do
 }
 
+// step is one step of one actor. Most steps are those of workers.
 func (w *world) step() {
-	c := choices{steps: map[string]func(){}}
-	w.workerChoices(&c)
-	if len(w.jobs) < mostJobs {
-		c.add(2, "kick-off", w.kickOff)
+	actors := []string{"worker", "scheduler", "client", "clock", "operator", "environment"}
+	weights := []int{12, 3, 2, 2, 1, 1}
+	all := map[string]*choices{}
+	var names []string
+	for i, actor := range actors {
+		c := &choices{steps: map[string]func(){}}
+		all[actor] = c
+		switch actor {
+		case "worker":
+			w.workerChoices(c)
+		case "scheduler":
+			w.schedulerChoices(c)
+		case "client":
+			w.clientChoices(c)
+		case "clock":
+			w.clockChoices(c)
+		case "operator":
+			w.operatorChoices(c)
+		case "environment":
+			w.environmentChoices(c)
+		}
+		if len(c.names) > 0 {
+			names = append(names, slices.Repeat([]string{actor}, weights[i])...)
+		}
 	}
-	if !w.link.away {
-		w.schedulerChoices(&c)
-	}
-	c.add(2, "3 s", func() { w.pause(1); w.observe(other) })
-	c.add(1, "silence", func() { w.pause(2); w.observe(other) })
-	if len(w.jobs) > 0 && !w.link.away {
-		w.jobChoices(&c)
-	}
-	if !w.nested {
-		w.rareChoices(&c)
-	}
-	c.steps[rapid.SampledFrom(c.names).Draw(w.t, "step")]()
+	c := all[sample(w, "actor", names)]
+	c.steps[sample(w, "step", c.names)]()
+}
+
+// sample draws one of the names. rapid draws the first and the last one most often, so the first is the last, too.
+func sample(w *world, label string, names []string) string {
+	return rapid.SampledFrom(append(slices.Clone(names), names[0])).Draw(w.t, label)
 }
 
 func (w *world) workerChoices(c *choices) {
@@ -85,7 +101,7 @@ func (w *world) workerChoices(c *choices) {
 			free = k
 			continue
 		}
-		c.add(5, k.name+" "+string(k.phase), func() { w.goOn(k) })
+		c.add(6, k.name+" "+string(k.phase), func() { w.goOn(k) })
 		if k.phase != claiming && k.phase != purging {
 			c.add(1, k.name+" sends a heartbeat", func() { w.heartbeat(k) })
 		}
@@ -97,9 +113,27 @@ func (w *world) workerChoices(c *choices) {
 	if len(waiting) > 0 && !w.link.away {
 		c.add(5, free.name+" takes a task", func() { w.accept(free, draw(w, "task", waiting), false) })
 	}
-	if len(w.ledger.tasks) > 0 {
-		c.add(1, free.name+" gets an old task again", func() { w.accept(free, draw(w, "task", w.ledger.tasks), true) })
+	if len(waiting) > 0 && !w.link.away && !w.nested {
+		c.add(2, "all is well for a while", func() { w.well(rapid.IntRange(1, 30).Draw(w.t, "steps")) })
 	}
+}
+
+// well lets the workers do some steps without a fault, so that histories reach the later stages.
+func (w *world) well(steps int) {
+	w.fair = true
+	for ; steps > 0; steps-- {
+		i := slices.IndexFunc(w.workers, func(k *worker) bool { return k.phase != idle })
+		if i < 0 {
+			tasks := slices.DeleteFunc(slices.Clone(w.seen.tasks), func(k task) bool { return k.state == "active" })
+			if len(tasks) == 0 {
+				break
+			}
+			w.accept(w.workers[0], tasks[0], false)
+			continue
+		}
+		w.goOn(w.workers[i])
+	}
+	w.fair = false
 }
 
 // draw draws one of the tasks.
@@ -117,14 +151,17 @@ func draw(w *world, label string, tasks []task) task {
 }
 
 func (w *world) schedulerChoices(c *choices) {
-	c.add(3, "rescue pass", func() { w.pass(rescue, 8, func() error { return w.scheduler.Rescue(w.ctx) }) })
+	if w.link.away {
+		return
+	}
+	c.add(4, "rescue pass", func() { w.pass(rescue, 8, func() error { return w.scheduler.Rescue(w.ctx) }) })
+	if len(w.seen.purges) > 0 {
+		c.add(3, "purge", func() { w.purge(w.drawPurge()) })
+	}
 	c.add(1, "expire pass", func() { w.pass(expire, 6, func() error { return w.scheduler.Expire(w.ctx) }) })
 	c.add(1, "expire pass of a full Redis", func() {
 		w.pass(makeRoom, 8, func() error { _, err := w.lifecycle.ExpireDue(w.ctx, true); return err })
 	})
-	if len(w.seen.purges) > 0 {
-		c.add(2, "purge", func() { w.purge(w.drawPurge()) })
-	}
 	c.add(1, "sweep", w.sweep)
 }
 
@@ -136,45 +173,69 @@ func (w *world) drawPurge() export.JobID {
 	return rapid.SampledFrom(slices.Compact(ids)).Draw(w.t, "job")
 }
 
-func (w *world) jobChoices(c *choices) {
-	on := func(do func(*job)) func() {
-		return func() { do(w.jobs[rapid.IntRange(0, len(w.jobs)-1).Draw(w.t, "job")]) }
+func (w *world) clientChoices(c *choices) {
+	if len(w.jobs) < mostJobs {
+		c.add(3, "kick-off", w.kickOff)
 	}
-	onUnit := func(do func(*job, string)) func() {
-		return on(func(j *job) {
-			units := append([]string{string(export.PlanUnit)}, slices.Sorted(maps.Keys(w.seen.jobs[j.id].units))...)
-			do(j, rapid.SampledFrom(units).Draw(w.t, "unit"))
-		})
+	if len(w.jobs) > 0 && !w.link.away {
+		c.add(1, "status", func() { w.poll(w.drawJob()) })
+		c.add(1, "quota", func() { w.hold(rapid.SampledFrom(theOwners).Draw(w.t, "owner")) })
+		c.add(1, "cancel", func() { w.cancel(w.drawJob()) })
 	}
-	c.add(1, "an operator gives a unit up", onUnit(w.skipUnit))
-	c.add(1, "an operator runs a unit again", onUnit(w.reopenUnit))
-	c.add(1, "status", on(w.poll))
-	c.add(1, "cancel", on(w.cancel))
-	c.add(1, "quota", func() { w.hold(rapid.SampledFrom(theOwners).Draw(w.t, "owner")) })
-	c.add(1, "an operator expires a job", on(w.expireNow))
 }
 
-// rareChoices are faults of the environment.
-func (w *world) rareChoices(c *choices) {
-	if len(w.seen.tasks) > 0 && !w.link.away {
-		c.add(1, "a task is lost", func() {
-			w.done(draw(w, "task", w.seen.tasks))
-			w.observe(other)
-		})
-		c.add(1, "Asynq retries a task", func() { // its worker may still run it
-			w.requeue(draw(w, "task", w.seen.tasks))
-			w.observe(other)
-		})
+func (w *world) clockChoices(c *choices) {
+	c.add(2, "3 s", func() { w.pause(1) })
+	c.add(2, "silence", func() { w.pause(2) })
+	if !w.nested {
+		c.add(1, "a minute", func() { w.pause(21) })
+		c.add(1, "the retention ends", func() { w.leap(retention) })
 	}
-	if w.link.away {
-		c.add(4, "Redis is back", func() { w.link.away = false; w.note() })
-		c.add(1, "20 s", func() { w.leap(20 * time.Second) })
+}
+
+func (w *world) operatorChoices(c *choices) {
+	if len(w.jobs) == 0 || w.link.away {
 		return
 	}
-	c.add(1, "Redis is away", func() { w.link.away = true })
-	c.add(1, "a minute", func() { w.pause(21); w.observe(other) })
-	c.add(1, "the retention ends", func() { w.leap(retention) })
-	c.add(1, "three days", func() { w.leap(maxAge + time.Second) })
+	onUnit := func(do func(*job, string)) func() {
+		return func() {
+			j := w.drawJob()
+			units := append([]string{string(export.PlanUnit)}, slices.Sorted(maps.Keys(w.seen.jobs[j.id].units))...)
+			do(j, rapid.SampledFrom(units).Draw(w.t, "unit"))
+		}
+	}
+	c.add(2, "gives a unit up", onUnit(w.skipUnit))
+	c.add(2, "runs a unit again", onUnit(w.reopenUnit))
+	c.add(1, "expires a job", func() { w.expireNow(w.drawJob()) })
+}
+
+func (w *world) drawJob() *job { return w.jobs[rapid.IntRange(0, len(w.jobs)-1).Draw(w.t, "job")] }
+
+// environmentChoices are the faults that are no fault of a call.
+func (w *world) environmentChoices(c *choices) {
+	free := slices.IndexFunc(w.workers, func(k *worker) bool { return k.phase == idle && k != w.acting })
+	if free >= 0 && len(w.ledger.tasks) > 0 {
+		c.add(3, "an old task is delivered again", func() { w.accept(w.workers[free], draw(w, "task", w.ledger.tasks), true) })
+	}
+	switch {
+	case w.nested:
+	case w.link.away:
+		c.add(6, "Redis is back", func() { w.link.away = false; w.note() })
+		c.add(1, "20 s", func() { w.leap(20 * time.Second) })
+	default:
+		if len(w.seen.tasks) > 0 {
+			c.add(2, "a task is lost", func() {
+				w.done(draw(w, "task", w.seen.tasks))
+				w.observe(other)
+			})
+			c.add(2, "Asynq retries a task", func() { // its worker may still run it
+				w.requeue(draw(w, "task", w.seen.tasks))
+				w.observe(other)
+			})
+		}
+		c.add(1, "Redis is away", func() { w.link.away = true })
+		c.add(1, "three days", func() { w.leap(maxAge + time.Second) })
+	}
 }
 
 // settle ends a history: without faults, every live job ends, and every ended one is deleted with all that it has left.

@@ -32,7 +32,6 @@ const (
 	claiming  phase = "claims"
 	writing   phase = "writes"
 	staging   phase = "stages"
-	deciding  phase = "decides"
 	recording phase = "records"
 	purging   phase = "asks for a purge"
 )
@@ -89,8 +88,6 @@ func (w *world) goOn(k *worker) {
 		w.write(k)
 	case staging:
 		w.stage(k)
-	case deciding:
-		w.decide(k)
 	case recording:
 		w.record(k)
 	case purging:
@@ -153,7 +150,6 @@ func (w *world) heartbeat(k *worker) {
 // write writes the attempt's object, which for the seal has the names of all files.
 func (w *world) write(k *worker) {
 	job, fence := k.lease.Job, k.lease.Fence
-	k.phase = deciding
 	k.commit = jobstore.Commit{Next: w.requestOf(job).Next(k.lease.Unit.Kind, false)}
 	switch k.lease.Unit.Kind {
 	case export.KindPlan:
@@ -169,6 +165,7 @@ func (w *world) write(k *worker) {
 		k.commit.Result = export.Result{Files: []export.File{{
 			Name: name, Type: k.lease.Unit.Type, Key: stored.Key, Count: fence%7 + 1, Bytes: fence%11 + 1, Stored: stored.Size,
 		}}}
+		w.decide(k)
 	}
 }
 
@@ -193,7 +190,6 @@ func (w *world) seal(k *worker) {
 		return
 	}
 	if err != nil {
-		k.phase = writing
 		return
 	}
 	if failures > 0 && done == 0 {
@@ -205,6 +201,7 @@ func (w *world) seal(k *worker) {
 	w.ledger.manifests[key] = names
 	now := w.clock.Now()
 	k.commit.Seal = &jobstore.Seal{Manifest: key, Finished: now, Expires: now.Add(retention)}
+	w.decide(k)
 }
 
 // stage cuts units, another number at each attempt. They carry the fence of the attempt.
@@ -229,21 +226,22 @@ func (w *world) stage(k *worker) {
 	if w.lost(k, err) {
 		return
 	}
-	k.phase = deciding
+	w.decide(k)
 	if k.lease.Unit.Kind == export.KindPlan {
 		k.commit.Next = w.requestOf(k.lease.Job).Next(export.KindPlan, len(units) == 0)
 		k.commit.Plan = &jobstore.Plan{Snapshot: w.clock.Now()}
 	}
 }
 
+// decide draws the outcome of the attempt.
 func (w *world) decide(k *worker) {
 	k.phase, k.result = recording, outcomeDone
 	if w.fair {
 		return
 	}
 	k.result = rapid.SampledFrom([]outcome{
-		outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeRetried, outcomeWaiting,
-		outcomeStopped, outcomeFailed,
+		outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeDone,
+		outcomeDone, outcomeFailed, outcomeRetried, outcomeWaiting, outcomeStopped,
 	}).Draw(w.t, "outcome")
 	if k.result == outcomeRetried && k.lease.Failures+1 >= maxAttempts {
 		k.result = outcomeFailed
