@@ -187,6 +187,40 @@ func (w *world) pass(by step, calls int, run func() error) {
 	})
 }
 
+// rescuePass runs the rescue. Without a fault it leaves no silent unit without a task.
+func (w *world) rescuePass() {
+	before := w.seen
+	clean := false
+	w.pass(rescue, 8, func() error {
+		err := w.scheduler.Rescue(w.ctx)
+		clean = !w.crooked
+		return err
+	})
+	if !clean {
+		return
+	}
+	queued := map[string]string{} // id -> state
+	for _, k := range w.seen.tasks {
+		queued[k.id] = k.state
+	}
+	for _, job := range w.jobs {
+		was, is := before.jobs[job.id], w.seen.jobs[job.id]
+		for unit := range is.issued {
+			from, _ := was.place(unit)
+			to, _ := is.place(unit)
+			silent := was != nil && was.issued[unit] <= float64(w.clock.Now().Add(-silence).UnixMilli())
+			if to != issued || from == issued && !silent || !isLive(is.state()) || is.fields["unconfirmed"] != "" {
+				continue
+			}
+			state := queued[fmt.Sprintf("%s:%s:%d", job.id, unit, is.fences[unit])]
+			if state == "" || from == issued && state != "pending" && state != "scheduled" {
+				w.t.Fatalf("rescue: %s %s (%s before) at fence %d has a task in state %q", job.id[:1], unit, from, is.fences[unit],
+					state)
+			}
+		}
+	}
+}
+
 // purge delivers the purges of a job, all at once: Asynq's clock decides how many there are.
 func (w *world) purge(id export.JobID) {
 	taken := slices.DeleteFunc(slices.Clone(w.seen.purges), func(k task) bool { return k.job != id })

@@ -101,11 +101,19 @@ func (w *world) workerChoices(c *choices) {
 			free = k
 			continue
 		}
+		if k.asleep {
+			c.add(1, k.name+" wakes up and "+string(k.phase), func() { k.asleep = false; w.goOn(k) })
+			continue
+		}
 		c.add(6, k.name+" "+string(k.phase), func() { w.goOn(k) })
 		if k.phase != claiming && k.phase != purging {
 			c.add(1, k.name+" sends a heartbeat", func() { w.heartbeat(k) })
 		}
 		c.add(1, k.name+" dies", func() { w.die(k) })
+		c.add(1, k.name+" is stopped", func() { k.asleep = true })
+		if !w.link.away && !w.nested {
+			c.add(1, k.name+" is stopped and taken for lost", func() { w.lose(k) })
+		}
 	}
 	if free == nil {
 		return
@@ -118,17 +126,29 @@ func (w *world) workerChoices(c *choices) {
 	}
 }
 
+// lose stops a worker until the rescue has taken its unit.
+func (w *world) lose(k *worker) {
+	k.asleep = true
+	w.fair = true
+	for range 2 {
+		w.pause(2)
+		w.rescuePass()
+	}
+	w.fair = false
+}
+
 // well lets the workers do some steps without a fault, so that histories reach the later stages.
 func (w *world) well(steps int) {
 	w.fair = true
 	for ; steps > 0; steps-- {
-		i := slices.IndexFunc(w.workers, func(k *worker) bool { return k.phase != idle })
+		i := slices.IndexFunc(w.workers, func(k *worker) bool { return k.phase != idle && !k.asleep })
+		free := slices.IndexFunc(w.workers, func(k *worker) bool { return k.phase == idle })
 		if i < 0 {
 			tasks := slices.DeleteFunc(slices.Clone(w.seen.tasks), func(k task) bool { return k.state == "active" })
-			if len(tasks) == 0 {
+			if len(tasks) == 0 || free < 0 {
 				break
 			}
-			w.accept(w.workers[0], tasks[0], false)
+			w.accept(w.workers[free], tasks[0], false)
 			continue
 		}
 		w.goOn(w.workers[i])
@@ -154,7 +174,7 @@ func (w *world) schedulerChoices(c *choices) {
 	if w.link.away {
 		return
 	}
-	c.add(4, "rescue pass", func() { w.pass(rescue, 8, func() error { return w.scheduler.Rescue(w.ctx) }) })
+	c.add(4, "rescue pass", w.rescuePass)
 	if len(w.seen.purges) > 0 {
 		c.add(3, "purge", func() { w.purge(w.drawPurge()) })
 	}
@@ -204,6 +224,20 @@ func (w *world) operatorChoices(c *choices) {
 			do(j, rapid.SampledFrom(units).Draw(w.t, "unit"))
 		}
 	}
+	var failures []func()
+	for _, j := range w.jobs {
+		is := w.seen.jobs[j.id]
+		for _, unit := range slices.Sorted(maps.Keys(is.results)) {
+			if isLive(is.state()) && is.results[unit].Failure != "" {
+				failures = append(failures, func() { w.reopenUnit(j, unit) })
+			}
+		}
+	}
+	if len(failures) > 0 {
+		c.add(6, "runs a failed unit again", func() {
+			failures[rapid.IntRange(0, len(failures)-1).Draw(w.t, "unit")]()
+		})
+	}
 	c.add(2, "gives a unit up", onUnit(w.skipUnit))
 	c.add(2, "runs a unit again", onUnit(w.reopenUnit))
 	c.add(1, "expires a job", func() { w.expireNow(w.drawJob()) })
@@ -248,7 +282,7 @@ func (w *world) settle() {
 	}
 	for round := 0; ; round++ {
 		w.pause(1)
-		w.pass(rescue, 0, func() error { return w.scheduler.Rescue(w.ctx) })
+		w.rescuePass()
 		w.drain()
 		if len(w.seen.active) == 0 {
 			break

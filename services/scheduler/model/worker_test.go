@@ -23,6 +23,7 @@ type worker struct {
 	lease  export.Lease
 	commit jobstore.Commit
 	result outcome
+	asleep bool // it is stopped, or cut off, and does not know
 }
 
 type phase string
