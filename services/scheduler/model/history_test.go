@@ -4,9 +4,12 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,24 +19,42 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/testenv"
 )
 
-// TestHistories runs random histories. SLUICE_TEST_SEEDS or -rapid.checks is their number. After a failure rapid prints
-// the shrunk history, and -rapid.seed or -rapid.failfile repeats it.
+// budget is how long histories are drawn if nothing says how many.
+const budget = 20 * time.Second
+
+// TestHistories runs random histories: as many as SLUICE_TEST_SEEDS or -rapid.checks says, else for as long as the budget.
+// After a failure rapid prints the shrunk history. Its -rapid.failfile repeats that one, its -rapid.seed the original.
 func TestHistories(t *testing.T) {
-	for name, value := range map[string]string{
-		"rapid.checks": strconv.Itoa(testenv.Seeds(t, 60)), "rapid.steps": "120",
-		"rapid.seed": strconv.FormatUint(rand.Uint64()>>1, 10),
+	histories := testenv.Seeds(t, math.MaxInt32)
+	begun, limited, failing := time.Now(), histories == math.MaxInt32 && !given("rapid.checks"), false
+	for name, value := range map[string]int{
+		"rapid.checks": min(histories, 5000), "rapid.steps": 120, "rapid.seed": rand.Int(), //nolint:gosec // a seed is no secret
 	} {
-		if f := flag.Lookup(name); f.Value.String() == f.DefValue {
-			must(t, flag.Set(name, value))
+		if !given(name) {
+			must(t, flag.Set(name, strconv.Itoa(value)))
 		}
 	}
 	t.Logf("-rapid.seed=%s", flag.Lookup("rapid.seed").Value)
 	servers := openServers(t)
+	drawn := 0
 	rapid.Check(t, func(t *rapid.T) {
+		if limited && !failing && time.Since(begun) > budget {
+			return
+		}
+		drawn++
+		failing = true // until the end: a failed history ends in a panic, and is then repeated and shrunk
 		w := newWorld(t, servers)
 		t.Repeat(map[string]func(*rapid.T){"step": func(*rapid.T) { w.step() }})
 		w.settle()
+		failing = false
 	})
+	t.Logf("%d histories", drawn)
+}
+
+// given reports whether the command line or the environment has set the flag.
+func given(name string) bool {
+	f := flag.Lookup(name)
+	return f.Value.String() != f.DefValue || os.Getenv(strings.ToUpper(strings.ReplaceAll(name, ".", "_"))) != ""
 }
 
 // choices are the steps that can follow. The first ones are drawn most often: they are those of a job's progress.

@@ -21,6 +21,7 @@ type fault struct {
 	at   int    // the number of the call, from 0
 	dies bool   // the process dies with it: no later call is made either
 	then func() // for an interlude
+	lost string // after an interlude: none, lostRequest or lostAnswer
 }
 
 // The kinds of faults.
@@ -28,8 +29,8 @@ const (
 	none        = "none"
 	lostRequest = "the request is lost"
 	lostAnswer  = "the answer is lost"
-	repeated    = "the call is repeated"   // by the client library: the first answer was lost
-	interlude   = "another actor is first" // before the call
+	repeated    = "the call is repeated" // by the client library: the first answer was lost
+	interlude   = "others are first"     // before the call
 )
 
 var errCut = errors.New("the connection was cut")
@@ -64,7 +65,9 @@ func (l *link) call(name string, send func() error) error {
 		}
 	case interlude:
 		f.then()
-		l.fault, l.calls = f, n+1
+		f.kind = f.lost
+		l.fault, l.calls = f, n
+		return l.call(name, send)
 	}
 	return l.known(send())
 }

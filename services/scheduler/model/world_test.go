@@ -189,6 +189,7 @@ func (w *world) drawFault(by step, calls int) fault {
 		return f
 	case interlude:
 		f.at = rapid.IntRange(1, calls-1).Draw(w.t, "before call")
+		f.lost = rapid.SampledFrom([]string{none, lostRequest, lostAnswer, none}).Draw(w.t, "then")
 	default:
 		f.at = rapid.IntRange(0, calls-1).Draw(w.t, "call")
 	}
@@ -199,7 +200,9 @@ func (w *world) drawFault(by step, calls int) fault {
 		acting := w.acting
 		w.observe(by)
 		w.nested = true
-		w.step()
+		for range rapid.IntRange(1, 3).Draw(w.t, "steps") {
+			w.step()
+		}
 		w.nested, w.acting = false, acting
 	}
 	return f
