@@ -10,8 +10,7 @@ import (
 
 // observe reads the keys after a step, or before a call of one, and compares them with the tables and the invariants.
 func (w *world) observe(by step) {
-	ids, owners := w.ids()
-	after, err := read(w.ctx, w.raw, ids, owners)
+	after, err := read(w.ctx, w.raw, w.jobs)
 	must(w.t, err)
 	before := w.seen
 	w.seen = after
@@ -20,6 +19,8 @@ func (w *world) observe(by step) {
 		if from, to := was.state(), is.state(); from != to && !slices.Contains(jobMoves[move{from, to}], by) {
 			w.t.Fatalf("moves of jobs: %s: %s -> %s by %q", job.id[:1], from, to, by)
 		}
+		job.removed = job.removed || was.state() != gone && is.state() == gone
+		job.ended = is.state() != gone && !isLive(is.state())
 		if is.state() == gone {
 			w.checkGone(job, is)
 			continue

@@ -29,15 +29,15 @@ type owned struct {
 
 // record is one job.
 type record struct {
-	fields                     map[string]string // empty: it is gone
-	units                      map[string]export.Unit
-	fences                     map[string]int64
-	attempts, claims           map[string]string
-	raw                        map[string]string // results as they are stored
-	results                    map[string]export.Result
-	files                      map[string]string
-	staged, waiting, issued    map[string]float64
-	keys, unlimited, forgotten int // keys that exist, that exist without a TTL; 1: the id is refused
+	fields                  map[string]string // empty: it is gone
+	units                   map[string]export.Unit
+	fences                  map[string]int64
+	attempts, claims        map[string]string
+	raw                     map[string]string // results as they are stored
+	results                 map[string]export.Result
+	files                   map[string]string
+	staged, waiting, issued map[string]float64
+	keys, unlimited         int // keys that exist, and, of an ended job, keys without a TTL
 }
 
 func (r *record) state() string {
@@ -83,37 +83,51 @@ func (r *record) place(unit string) (place string, places int) {
 var hashes = []string{"job", "units", "fences", "attempts", "claims", "results", "files"}
 var sets = []string{"staged", "waiting", "issued"}
 
-// read reads the jobs and all indexes in one round trip.
-func read(ctx context.Context, client *redis.Client, ids []export.JobID, owners []string) (*view, error) {
-	type replies struct {
-		hashes    []*redis.MapStringStringCmd
-		sets      []*redis.ZSliceCmd
-		ttls      []*redis.DurationCmd
-		forgotten *redis.IntCmd
-	}
-	answers := make([]replies, len(ids))
+// replies are the answers about one job.
+type replies struct {
+	keys   *redis.IntCmd
+	hashes []*redis.MapStringStringCmd
+	sets   []*redis.ZSliceCmd
+	ttls   []*redis.DurationCmd
+}
+
+// read reads the jobs and all indexes in one round trip. Of a job that is gone it only counts the keys.
+func read(ctx context.Context, client *redis.Client, jobs []*job) (*view, error) {
 	pipe := client.Pipeline()
-	for i, id := range ids {
+	answers := make([]replies, len(jobs))
+	for i, job := range jobs {
 		a := &answers[i]
+		var keys []string
+		for _, name := range append(append([]string{"polls"}, hashes...), sets...) {
+			keys = append(keys, keyOf(job.id, name))
+		}
+		a.keys = pipe.Exists(ctx, keys...)
+		if job.removed {
+			continue
+		}
 		for _, name := range hashes {
-			a.hashes = append(a.hashes, pipe.HGetAll(ctx, keyOf(id, name)))
-			a.ttls = append(a.ttls, pipe.PTTL(ctx, keyOf(id, name)))
+			a.hashes = append(a.hashes, pipe.HGetAll(ctx, keyOf(job.id, name)))
 		}
 		for _, name := range sets {
-			a.sets = append(a.sets, pipe.ZRangeWithScores(ctx, keyOf(id, name), 0, -1))
-			a.ttls = append(a.ttls, pipe.PTTL(ctx, keyOf(id, name)))
+			a.sets = append(a.sets, pipe.ZRangeWithScores(ctx, keyOf(job.id, name), 0, -1))
 		}
-		a.forgotten = pipe.Exists(ctx, keyOf(id, "removed"))
+		if job.ended {
+			for _, key := range keys {
+				a.ttls = append(a.ttls, pipe.PTTL(ctx, key))
+			}
+		}
 	}
 	active, due := pipe.ZRangeWithScores(ctx, "sluice:jobs:active", 0, -1), pipe.ZRangeWithScores(ctx, "sluice:jobs:due", 0, -1)
 	committed := pipe.HGetAll(ctx, "sluice:committed")
-	runs, finished, stored := make([]*redis.ZSliceCmd, len(owners)), make([]*redis.ZSliceCmd, len(owners)),
-		make([]*redis.MapStringStringCmd, len(owners))
-	for i, owner := range owners {
-		runs[i] = pipe.ZRangeWithScores(ctx, "sluice:running:"+owner, 0, -1)
-		finished[i] = pipe.ZRangeWithScores(ctx, "sluice:finished:"+owner, 0, -1)
-		stored[i] = pipe.HGetAll(ctx, "sluice:stored:"+owner)
+	indexes := map[string]*ownerReplies{}
+	for _, owner := range theOwners {
+		indexes[owner.Key()] = &ownerReplies{
+			pipe.ZRangeWithScores(ctx, "sluice:running:"+owner.Key(), 0, -1),
+			pipe.ZRangeWithScores(ctx, "sluice:finished:"+owner.Key(), 0, -1),
+			pipe.HGetAll(ctx, "sluice:stored:"+owner.Key()),
+		}
 	}
+	tasks := askTasks(ctx, pipe)
 	if _, err := pipe.Exec(ctx); err != nil {
 		return nil, err
 	}
@@ -121,36 +135,41 @@ func read(ctx context.Context, client *redis.Client, ids []export.JobID, owners 
 		jobs: map[export.JobID]*record{}, active: scores(active), due: scores(due), committed: committed.Val(),
 		owners: map[string]*owned{},
 	}
+	for key, o := range indexes {
+		v.owners[key] = &owned{scores(o.running), scores(o.finished), o.stored.Val()}
+	}
+	for i, job := range jobs {
+		found, err := answers[i].record()
+		if err != nil {
+			return nil, fmt.Errorf("job %s: %w", job.id, err)
+		}
+		v.jobs[job.id] = found
+	}
 	var err error
-	if v.tasks, v.purges, err = readTasks(ctx, client); err != nil {
-		return nil, err
+	v.tasks, v.purges, err = tasks.tasks()
+	return v, err
+}
+
+type ownerReplies struct {
+	running, finished *redis.ZSliceCmd
+	stored            *redis.MapStringStringCmd
+}
+
+func (a replies) record() (*record, error) {
+	r := &record{keys: int(a.keys.Val()), units: map[string]export.Unit{}, fences: map[string]int64{}}
+	if len(a.hashes) == 0 {
+		return r, nil
 	}
-	for i, owner := range owners {
-		v.owners[owner] = &owned{scores(runs[i]), scores(finished[i]), stored[i].Val()}
+	r.fields, r.attempts, r.claims, r.raw, r.files = a.hashes[0].Val(), a.hashes[3].Val(), a.hashes[4].Val(), a.hashes[5].Val(),
+		a.hashes[6].Val()
+	r.staged, r.waiting, r.issued = scores(a.sets[0]), scores(a.sets[1]), scores(a.sets[2])
+	r.results = map[string]export.Result{}
+	for _, ttl := range a.ttls {
+		if ttl.Val() == -1 { // there is a key, without a TTL
+			r.unlimited++
+		}
 	}
-	for i, id := range ids {
-		a := answers[i]
-		r := &record{
-			fields: a.hashes[0].Val(), units: map[string]export.Unit{}, fences: map[string]int64{}, attempts: a.hashes[3].Val(),
-			claims: a.hashes[4].Val(), raw: a.hashes[5].Val(), results: map[string]export.Result{}, files: a.hashes[6].Val(),
-			staged: scores(a.sets[0]), waiting: scores(a.sets[1]), issued: scores(a.sets[2]), forgotten: int(a.forgotten.Val()),
-		}
-		for _, ttl := range a.ttls {
-			switch ttl.Val() {
-			case -2: // there is no such key
-			case -1:
-				r.keys++
-				r.unlimited++
-			default:
-				r.keys++
-			}
-		}
-		if err := decode(r, a.hashes[1].Val(), a.hashes[2].Val()); err != nil {
-			return nil, fmt.Errorf("job %s: %w", id, err)
-		}
-		v.jobs[id] = r
-	}
-	return v, nil
+	return r, decode(r, a.hashes[1].Val(), a.hashes[2].Val())
 }
 
 func decode(r *record, units, fences map[string]string) error {

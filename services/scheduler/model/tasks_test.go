@@ -41,14 +41,17 @@ func (k task) kind() export.Kind {
 
 func queueKey(queue, name string) string { return "asynq:{" + queue + "}:" + name }
 
-// readTasks reads the tasks of the queues, sorted by their ids.
-func readTasks(ctx context.Context, client *redis.Client) (units, purges []task, err error) {
-	pipe := client.Pipeline()
-	states := []string{"pending", "active", "scheduled", "retry"}
-	var replies []*redis.StringSliceCmd
-	queues := append(slices.Clone(unitQueues), purgeQueue)
+var (
+	queues     = append(slices.Clone(unitQueues), purgeQueue)
+	taskStates = []string{"pending", "active", "scheduled", "retry"}
+)
+
+// taskReplies are the answers about each queue and state.
+type taskReplies []*redis.StringSliceCmd
+
+func askTasks(ctx context.Context, pipe redis.Pipeliner) (replies taskReplies) {
 	for _, queue := range queues {
-		for _, state := range states {
+		for _, state := range taskStates {
 			if state == "pending" || state == "active" {
 				replies = append(replies, pipe.LRange(ctx, queueKey(queue, state), 0, -1))
 			} else {
@@ -56,11 +59,13 @@ func readTasks(ctx context.Context, client *redis.Client) (units, purges []task,
 			}
 		}
 	}
-	if _, err := pipe.Exec(ctx); err != nil {
-		return nil, nil, err
-	}
+	return replies
+}
+
+// tasks returns the tasks of units and of purges, sorted by their ids.
+func (replies taskReplies) tasks() (units, purges []task, err error) {
 	for i, reply := range replies {
-		queue, state := queues[i/len(states)], states[i%len(states)]
+		queue, state := queues[i/len(taskStates)], taskStates[i%len(taskStates)]
 		for _, id := range reply.Val() {
 			parts := strings.Split(id, ":")
 			found := task{queue: queue, id: id, state: state}

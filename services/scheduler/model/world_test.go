@@ -119,7 +119,7 @@ func newWorld(t *rapid.T, s *servers) *world {
 		w.workers = append(w.workers, &worker{name: name})
 	}
 	w.note()
-	w.seen, err = read(w.ctx, w.raw, nil, nil)
+	w.seen, err = read(w.ctx, w.raw, nil)
 	must(t, err)
 	return w
 }
@@ -131,16 +131,8 @@ type job struct {
 	request export.Request
 	asked   bool // for some patients
 	hidden  bool // its owner got a 404
-}
-
-func (w *world) ids() (ids []export.JobID, owners []string) {
-	for _, job := range w.jobs {
-		ids = append(ids, job.id)
-	}
-	for _, owner := range theOwners {
-		owners = append(owners, owner.Key())
-	}
-	return ids, owners
+	ended   bool // it was not live at the last look
+	removed bool // it was there, and is gone
 }
 
 // note is the scheduler's note that Redis can be reached.
