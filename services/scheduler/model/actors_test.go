@@ -118,7 +118,13 @@ func (w *world) poll(j *job) {
 	}
 	_, known := w.ledger.sums[j.id] // else its kick-off is not finished
 	j.hidden = known && !visible
-	if !visible || got.State != export.Completed {
+	if !visible {
+		return
+	}
+	if _, err := w.store.AllowPoll(w.ctx, j.id, time.Minute, 10); err != nil && !unavailable(err) {
+		w.t.Fatal(err)
+	}
+	if got.State != export.Completed {
 		return
 	}
 	for name := range is.files {
@@ -158,12 +164,34 @@ func (w *world) hold(owner export.Owner) {
 // reopenUnit runs a unit again for an operator.
 func (w *world) reopenUnit(j *job, unit string) {
 	is := w.seen.jobs[j.id]
-	place, _ := is.place(unit)
 	err := w.perform(reopen, 3, func() error { return w.lifecycle.RetryUnit(w.ctx, j.id, export.UnitID(unit)) })
-	if place == closed && is.results[unit].Failure != "" && isLive(is.state()) {
-		return // it depends on the later stages
+	w.answered("reopen "+unit, j, err, isLive(is.state()) && mayReopen(is, unit))
+}
+
+// mayReopen reports whether the unit is open, or has failed while no worker has begun a later stage.
+func mayReopen(is *record, unit string) bool {
+	place, _ := is.place(unit)
+	if place != closed {
+		return place == issued || place == claimed
 	}
-	w.answered("reopen "+unit, j, err, isLive(is.state()) && (place == issued || place == claimed))
+	if is.results[unit].Failure == "" || is.state() == sealing {
+		return false
+	}
+	later := []string{string(export.SealUnit)}
+	if is.units[unit].Kind == export.KindExport {
+		later = append(later, string(export.ReferencesUnit))
+	}
+	for _, stage := range later {
+		if place, _ := is.place(stage); place == claimed || place == closed {
+			return false
+		}
+	}
+	for _, other := range is.units {
+		if unit == string(export.ReferencesUnit) && other.Kind == export.KindExportReferenced {
+			return false // it was cut by an attempt at the references
+		}
+	}
+	return true
 }
 
 // skipUnit gives a unit up for an operator.

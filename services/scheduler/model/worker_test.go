@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -50,6 +51,8 @@ const (
 var causes = map[outcome]export.Cause{
 	outcomeRetried: export.CauseError, outcomeWaiting: export.CauseUnavailable, outcomeStopped: export.CauseDraining,
 }
+
+var delays = map[outcome]time.Duration{outcomeRetried: 4 * time.Second, outcomeWaiting: 10 * time.Second}
 
 // The types of the units that the model's plans and references units cut.
 const (
@@ -265,7 +268,8 @@ func (w *world) record(k *worker) {
 		})
 	case k.result != outcomeFailed:
 		want = want || w.releasedBy(k)
-		err = w.perform(release, 2, func() error { return w.lifecycle.Release(w.ctx, k.lease, 0, causes[k.result]) })
+		delay := delays[k.result]
+		err = w.perform(release, 2, func() error { return w.lifecycle.Release(w.ctx, k.lease, delay, causes[k.result]) })
 	case k.lease.Unit.Kind == export.KindPlan || k.lease.Unit.Kind == export.KindSeal:
 		err = w.perform(giveUp, 2, func() error {
 			_, err := w.lifecycle.FailJobFrom(w.ctx, k.lease, "it broke")
