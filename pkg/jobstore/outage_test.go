@@ -133,6 +133,33 @@ func TestAWorkerThatWasStoppedGetsItsUnitBack(t *testing.T) {
 	})
 }
 
+// An earlier worker of the unit may turn up while a later one is taken for lost, too.
+func TestALateWorkerDoesNotCostALaterOneItsUnit(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
+		ctx := t.Context()
+		id := planned(t, s, c)
+		_, err := s.Issue(ctx, id, 1)
+		must(t, err)
+		first := claim(t, s, id, "Large-00000", export.KindExport, 1)
+		c.Advance(silence)
+		second := claim(t, s, id, "Large-00000", export.KindExport, stale(t, s, id, silence)[0].Fence)
+		c.Advance(silence)
+		stale(t, s, id, silence)
+		for range 2 {
+			if err := s.Heartbeat(ctx, first); !errors.Is(err, export.ErrFenced) {
+				t.Errorf("the first worker: %v, want ErrFenced", err)
+			}
+			if got := failures(t, s, id, "Large-00000"); got != 1 {
+				t.Errorf("%d attempts, want 1: the first loss was none", got)
+			}
+		}
+		must(t, s.Commit(ctx, second, jobstore.Commit{Next: sealUnit}))
+		if got := failures(t, s, id, "Large-00000"); got != 0 {
+			t.Errorf("%d attempts, want 0", got)
+		}
+	})
+}
+
 // A unit may be what stops its workers: then their losses count, although they turn up.
 func TestAUnitThatKeepsStoppingItsWorkersUsesUpItsAttempts(t *testing.T) {
 	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {

@@ -142,7 +142,11 @@ local function fenced(unit, fence)
     and redis.call('HGET', claims, unit .. '.task') == string.format('%.0f', fence + 1)
     and redis.call('HINCRBY', attempts, unit .. '.returned', 1) <= 10 then
     redis.call('HINCRBY', attempts, unit, -1)
-    redis.call('HSET', attempts, unit .. '.cause', 'unavailable')
+    if redis.call('HEXISTS', claims, unit) == 1 then
+      redis.call('HSET', attempts, unit .. '.cause', 'unavailable')
+    else
+      redis.call('HDEL', claims, unit .. '.task') -- the next worker was lost too; the cause lets it have the unit back
+    end
   end
   return { 'FENCED' }
 end

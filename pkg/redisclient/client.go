@@ -26,12 +26,16 @@ type Option func(*settings)
 type settings struct {
 	roots   *x509.CertPool
 	observe telemetry.Observer
+	hook    redis.Hook
 }
 
 // WithObserver reports each command to the observer.
 func WithObserver(observe telemetry.Observer) Option {
 	return func(s *settings) { s.observe = observe }
 }
+
+// WithHook runs the hook around each command. Tests inject faults with it.
+func WithHook(hook redis.Hook) Option { return func(s *settings) { s.hook = hook } }
 
 // WithRoots verifies a rediss:// server with these root certificates; nil means the system's.
 func WithRoots(roots *x509.CertPool) Option { return func(s *settings) { s.roots = roots } }
@@ -60,6 +64,9 @@ func Open(url string, options ...Option) (*redis.Client, error) {
 	opts.MaxRetries = 1
 	client := redis.NewClient(opts)
 	Observe(client, given.observe)
+	if given.hook != nil {
+		client.AddHook(given.hook)
+	}
 	return client, nil
 }
 
