@@ -127,7 +127,7 @@ func leftKeys(ctx context.Context, client *redis.Client) (left []string, err err
 		case strings.HasSuffix(key, "}:removed"), strings.Contains(key, ":processed:"), strings.Contains(key, ":failed:"),
 			strings.HasSuffix(key, ":processed"), strings.HasSuffix(key, ":failed"),
 			slices.ContainsFunc(kept, func(prefix string) bool { return strings.HasPrefix(key, prefix) }):
-		case strings.HasPrefix(key, "asynq:{upkeep}:") && !strings.Contains(key, ":t:purge:"), strings.HasPrefix(key, "asynq:{watch}:"):
+		case strings.HasPrefix(key, "asynq:{watch}:"), isPass(key):
 			// passes come again and again
 		default:
 			left = append(left, key)
@@ -184,4 +184,9 @@ func (s *system) checkAudit(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// isPass reports whether a key of the maintenance queue is not that of a purge.
+func isPass(key string) bool {
+	return strings.HasPrefix(key, "asynq:{upkeep}:") && !strings.Contains(key, ":t:purge:")
 }

@@ -41,7 +41,8 @@ type faultSeen struct {
 
 func newEvents(out io.Writer, keep string) *events {
 	return &events{
-		out: out, keep: keep, began: time.Now(), outcomes: map[string]int{}, done: map[string]time.Time{}, visits: map[string]int{},
+		out: out, keep: keep, began: time.Now(), outcomes: map[string]int{}, done: map[string]time.Time{},
+		visits: map[string]int{},
 		problems: map[string]string{},
 		mended:   make(chan struct{}),
 	}
@@ -91,8 +92,8 @@ func (e *events) note(name string, entry map[string]any) {
 	}
 }
 
-// aftermath is how long after its end a fault may show in the logs: the silence after which a worker counts as lost, and the
-// delay of a retry.
+// aftermath is how long after its end a fault may show in the logs: the silence after which a worker counts as lost, and
+// the delay of a retry.
 const aftermath = 40 * time.Second
 
 func (e *events) unitEnded(name, unit, outcome string) {

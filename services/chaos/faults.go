@@ -26,7 +26,7 @@ type fault struct {
 	apply breaker
 }
 
-// breaker breaks something, and returns what mends it. Both are called once.
+// breaker breaks something, and returns what mends it, which is called once, also after an error if it is not nil.
 type breaker func(ctx context.Context, s *system, choose *rand.Rand) (mend func(context.Context) error, err error)
 
 // faults are all kinds, by the thing that breaks.

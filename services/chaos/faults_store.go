@@ -47,8 +47,7 @@ func storeError(code string) string {
 	return `<?xml version="1.0" encoding="UTF-8"?><Error><Code>` + code + `</Code><Message>` + code + `</Message></Error>`
 }
 
-// storeAnswersLost carries every third writing request out and loses its answer: of a PUT, of a CompleteMultipartUpload, of
-// a deletion.
+// storeAnswersLost carries every third writing request out and loses its answer.
 func storeAnswersLost(_ context.Context, s *system, choose *rand.Rand) (func(context.Context) error, error) {
 	s.storing.OnReply(func(reply *http.Response) error {
 		if reply.Request.Method != http.MethodGet && reply.Request.Method != http.MethodHead && rand.IntN(3) == 0 {

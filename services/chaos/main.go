@@ -1,6 +1,6 @@
 // Command chaos runs the real services beside a Redis, a MinIO and a PostgreSQL of its own, with a proxy between each pair.
 // Clients export without a pause, at all levels, while one thing after the other breaks: processes, servers, connections,
-// clocks. A seed decides what breaks, when and for how long. Every completed export must have exactly the lines that it
+// clocks. A seed decides what breaks and in which order. Every completed export must have exactly the lines that it
 // should have, and when all is over nothing may be left. `make chaos` runs it; docs/reliability.md has what it has shown.
 //
 //	main.go, run.go            a run, from the start of the servers to the report
@@ -55,7 +55,7 @@ func main() {
 	if only != "" {
 		opts.only = strings.Split(only, ",")
 	}
-	redis.SetLogger(silent{}) // an outage is no news here
+	redis.SetLogger(silent{}) // outages are intended
 	zerolog.SetGlobalLevel(zerolog.Disabled)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, opts, os.Stdout)

@@ -114,7 +114,7 @@ func (s *system) suite(ctx context.Context, those []*fault, known *truth) error 
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	s.events.say("nobody asks any more; all jobs end and expire")
+	s.events.say("waiting until all jobs have ended and expired")
 	if err := s.check(ctx, before); err != nil {
 		return err
 	}
@@ -139,13 +139,11 @@ func (s *system) loads(ctx context.Context, done <-chan struct{}, known *truth) 
 			err = s.load(ctx, dir)
 		}
 		s.loading.Unlock()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
+		if err == nil {
+			known.loaded()
+			s.events.visited("loaded")
+		} else if ctx.Err() == nil {
 			return fmt.Errorf("load: %w", err)
 		}
-		known.loaded()
-		s.events.visited("loaded")
 	}
 }

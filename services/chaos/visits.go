@@ -53,16 +53,19 @@ func (c *client) visit(ctx context.Context) (outcome string, err error) {
 	return outcome, err
 }
 
+// outages are the refusals of an outage, by the API or by the load balancer.
+var outages = []int{http.StatusServiceUnavailable, http.StatusBadGateway}
+
 // orRefused returns the outcome of a kick-off that is not repeated. A refusal has to be one of an outage.
 func orRefused(outcome string, err error) (string, error) {
 	var refused *bulkclient.ServerError
-	if errors.As(err, &refused) && refused.Status != http.StatusServiceUnavailable && refused.Status != http.StatusBadGateway {
+	switch {
+	case err == nil:
+		return outcome, nil
+	case errors.As(err, &refused) && !slices.Contains(outages, refused.Status):
 		return "", err
 	}
-	if err != nil {
-		return "refused", nil
-	}
-	return outcome, nil
+	return "refused", nil //nolint:nilerr // an outage is no violation
 }
 
 // whole exports everything into a folder, and compares it with the truth.
