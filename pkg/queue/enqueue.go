@@ -67,12 +67,24 @@ func (c *Client) EnqueueUnit(ctx context.Context, task Task) error {
 	if err != nil {
 		return fmt.Errorf("enqueue unit %s of job %s: %w", task.Unit, task.Job, err)
 	}
-	err = c.enqueue(ctx, asynq.NewTask(kind, payload), task.queue(), task.id(),
-		asynq.Timeout(unitTimeout), asynq.ProcessIn(task.Delay))
-	if err != nil {
+	opts := []asynq.Option{asynq.Timeout(unitTimeout)}
+	if task.Delay > 0 {
+		now, err := c.now(ctx)
+		if err != nil {
+			return fmt.Errorf("enqueue unit %s of job %s: %w", task.Unit, task.Job, err)
+		}
+		opts = append(opts, asynq.ProcessAt(now.Add(task.Delay)))
+	}
+	if err := c.enqueue(ctx, asynq.NewTask(kind, payload), task.queue(), task.id(), opts...); err != nil {
 		return fmt.Errorf("enqueue unit %s of job %s: %w", task.Unit, task.Job, err)
 	}
 	return nil
+}
+
+// now is the time of Redis. A delay that is counted from a clock that is ahead would be longer by as much.
+func (c *Client) now(ctx context.Context) (time.Time, error) {
+	now, err := c.redis.Time(ctx).Result()
+	return now, redisclient.Unavailable("read the time of redis", err)
 }
 
 // Queued reports for each task whether it waits in its queue, now or delayed. It is one round trip: pass at most a few
@@ -107,7 +119,11 @@ const latePurgeEvery = 5 * time.Second
 // first purge may have ended, or have passed the unit's prefix. Requests within the same interval share one task, which
 // runs at its end.
 func (c *Client) EnqueueLatePurge(ctx context.Context, id export.JobID) error {
-	due := time.Now().Truncate(latePurgeEvery).Add(latePurgeEvery)
+	now, err := c.now(ctx)
+	if err != nil {
+		return fmt.Errorf("enqueue purge of job %s: %w", id, err)
+	}
+	due := now.Truncate(latePurgeEvery).Add(latePurgeEvery)
 	return c.enqueuePurge(ctx, id, fmt.Sprintf("purge:%s:%d", id, due.Unix()), asynq.ProcessAt(due))
 }
 
