@@ -65,6 +65,8 @@ func (w *world) kickOff() {
 	switch {
 	case err != nil && !dead && is.state() != gone:
 		w.t.Fatalf("kick-off: %v, and the job is %s", err, is.state())
+	case err != nil && !dead && asked != nil && len(w.bucket(j.id)) > 0:
+		w.t.Fatalf("kick-off: %v, and the list of patients is left", err)
 	case err == nil && got == j.id && (is.state() != scheduled || is.fields["unconfirmed"] != ""):
 		w.t.Fatalf("kick-off: the id was returned, and the job is %s, unconfirmed: %q", is.state(), is.fields["unconfirmed"])
 	case crooked:

@@ -143,7 +143,7 @@ func (w *world) workerChoices(c *choices) {
 		c.add(5, free.name+" takes a task", func() { w.accept(free, draw(w, "task", waiting), false) })
 	}
 	if len(waiting) > 0 && !w.link.away && !w.nested {
-		c.add(2, "all is well for a while", func() { w.well(rapid.IntRange(1, 30).Draw(w.t, "steps")) })
+		c.add(3, "all is well for a while", func() { w.well(rapid.IntRange(1, 30).Draw(w.t, "steps")) })
 	}
 }
 
@@ -245,21 +245,32 @@ func (w *world) operatorChoices(c *choices) {
 			do(j, rapid.SampledFrom(units).Draw(w.t, "unit"))
 		}
 	}
-	var failures []func()
+	var skips, retries []func() // of open units, and of failed ones
 	for _, j := range w.jobs {
 		is := w.seen.jobs[j.id]
-		for _, unit := range slices.Sorted(maps.Keys(is.results)) {
-			if isLive(is.state()) && is.results[unit].Failure != "" {
-				failures = append(failures, func() { w.reopenUnit(j, unit) })
+		if !isLive(is.state()) {
+			continue
+		}
+		for _, unit := range slices.Sorted(maps.Keys(is.units)) {
+			place, _ := is.place(unit)
+			if place == issued || place == claimed || place == waiting {
+				skips = append(skips, func() { w.skipUnit(j, unit) })
+			}
+			if is.results[unit].Failure != "" {
+				retries = append(retries, func() { w.reopenUnit(j, unit) })
 			}
 		}
 	}
-	if len(failures) > 0 {
-		c.add(6, "runs a failed unit again", func() {
-			failures[rapid.IntRange(0, len(failures)-1).Draw(w.t, "unit")]()
-		})
+	one := func(of []func()) func() {
+		return func() { of[rapid.IntRange(0, len(of)-1).Draw(w.t, "unit")]() }
 	}
-	c.add(2, "gives a unit up", onUnit(w.skipUnit))
+	if len(retries) > 0 {
+		c.add(6, "runs a failed unit again", one(retries))
+	}
+	if len(skips) > 0 {
+		c.add(3, "gives an open unit up", one(skips))
+	}
+	c.add(1, "gives a unit up", onUnit(w.skipUnit))
 	c.add(2, "runs a unit again", onUnit(w.reopenUnit))
 	c.add(1, "expires a job", func() { w.expireNow(w.drawJob()) })
 }

@@ -46,7 +46,13 @@ func (w *world) checkGone(job *job, is *record) {
 	}
 }
 
-// checkUnits: each unit has one place, a live job has an open one, and all units are cut by the attempt that was committed.
+// order are the stages of a job.
+var order = []export.Kind{
+	export.KindPlan, export.KindExport, export.KindResolveReferences, export.KindExportReferenced, export.KindSeal,
+}
+
+// checkUnits: each unit has one place, a live job has an open one, all open ones are of one stage, and all units are cut by
+// the attempt that was committed.
 func (w *world) checkUnits(job *job, is *record) {
 	for unit, spec := range is.units {
 		place, places := is.place(unit)
@@ -68,6 +74,16 @@ func (w *world) checkUnits(job *job, is *record) {
 			w.t.Fatalf("cuts: %s %s was cut at fence %s; %s was closed at %d: %+v", job.id[:1], unit, spec.Digest, cutter,
 				is.fences[cutter], result)
 		}
+	}
+	stages := map[int][]string{}
+	for _, set := range []map[string]float64{is.waiting, is.issued} {
+		for unit := range set {
+			stage := slices.Index(order, is.units[unit].Kind)
+			stages[stage] = append(stages[stage], unit)
+		}
+	}
+	if len(stages) > 1 {
+		w.t.Fatalf("stages: %s has open units of several: %v", job.id[:1], stages)
 	}
 	for _, set := range []map[string]float64{is.staged, is.waiting, is.issued} {
 		for unit := range set {

@@ -186,5 +186,8 @@ func (w *world) followUnit(by step, id export.JobID, unit string, before, after 
 		if is <= was {
 			w.t.Fatalf("fences: %s: its task is still valid", what)
 		}
+		if h != nil {
+			h.over = true
+		}
 	}
 }
