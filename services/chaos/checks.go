@@ -14,7 +14,10 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/sluice-fhir/sluice/pkg/jobs"
+	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/objects"
+	"github.com/sluice-fhir/sluice/pkg/queue"
 )
 
 // use is what a process uses.
@@ -80,6 +83,11 @@ func (s *system) check(ctx context.Context, before map[string]use) error {
 		return err
 	}
 	defer bucket.Close()
+	if s.opts.silence > 0 { // a short run does not wait for the minute after which they are removed
+		if err := s.cancelUnconfirmed(ctx); err != nil {
+			return err
+		}
+	}
 	wait := s.opts.retention + 2*time.Minute
 	over := time.Now().Add(wait)
 	for {
@@ -107,6 +115,31 @@ func (s *system) check(ctx context.Context, before map[string]use) error {
 		return err
 	}
 	return s.checkAudit(ctx)
+}
+
+// cancelUnconfirmed cancels the jobs whose kick-off was never confirmed.
+func (s *system) cancelUnconfirmed(ctx context.Context) error {
+	store, err := jobstore.Open(s.redis.URL(), nil)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	tasks, err := queue.Open(s.redis.URL())
+	if err != nil {
+		return err
+	}
+	defer tasks.Close()
+	lifecycle := jobs.Lifecycle{Store: store, Queue: tasks, Now: time.Now}
+	const many = 1000
+	active, err := store.Active(ctx, 0, many)
+	for _, entry := range active {
+		job, failed := store.Job(ctx, entry.ID)
+		if failed == nil && job.Unconfirmed {
+			queueErr, cancelErr := lifecycle.Cancel(ctx, job.ID)
+			err = errors.Join(err, queueErr, cancelErr)
+		}
+	}
+	return err
 }
 
 func some(all []string) []string { return all[:min(5, len(all))] }

@@ -42,7 +42,7 @@ type faultSeen struct {
 func newEvents(out io.Writer, keep string) *events {
 	return &events{
 		out: out, keep: keep, began: time.Now(), outcomes: map[string]int{}, done: map[string]time.Time{},
-		visits: map[string]int{},
+		visits:   map[string]int{},
 		problems: map[string]string{},
 		mended:   make(chan struct{}),
 	}

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv/servers"
@@ -230,7 +231,8 @@ func (s *system) configure(ctx context.Context, made *service, auth string) erro
 		add("SLUICE_UNIT_HEARTBEAT=" + (s.opts.silence / 5).String())
 	}
 	if made.program == "scheduler" {
-		add("SLUICE_EXPIRE_EVERY=5s", "SLUICE_SWEEP_EVERY=20s", "SLUICE_SWEEP_GRACE=20s", "SLUICE_RESTORE_GRACE=20s")
+		sweep := max(s.opts.retention/4, 3*time.Second).String()
+		add("SLUICE_EXPIRE_EVERY=3s", "SLUICE_SWEEP_EVERY="+sweep, "SLUICE_SWEEP_GRACE="+sweep, "SLUICE_RESTORE_GRACE="+sweep)
 		return nil
 	}
 	postgres, err := s.through(made.name, toPostgres, s.postgres.URL())
