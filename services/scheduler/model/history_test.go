@@ -22,8 +22,8 @@ import (
 // budget is how long histories are drawn if nothing says how many.
 const budget = 20 * time.Second
 
-// TestHistories runs random histories: as many as SLUICE_TEST_SEEDS or -rapid.checks says, else for as long as the budget.
-// After a failure rapid prints the shrunk history. Its -rapid.failfile repeats that one, its -rapid.seed the original.
+// TestHistories runs random histories: as many as SLUICE_TEST_SEEDS or RAPID_CHECKS says, else for as long as the budget.
+// After a failure rapid prints the shrunk history. RAPID_FAILFILE repeats that one, RAPID_SEED the original.
 func TestHistories(t *testing.T) {
 	histories := testenv.Seeds(t, math.MaxInt32)
 	begun, limited, failing := time.Now(), histories == math.MaxInt32 && !given("rapid.checks"), false
