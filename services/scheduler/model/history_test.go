@@ -73,7 +73,7 @@ func (c *choices) add(weight int, name string, do func()) {
 // step is one step of one actor. Most steps are those of workers.
 func (w *world) step() {
 	actors := []string{"worker", "scheduler", "client", "clock", "operator", "environment"}
-	weights := []int{12, 3, 2, 2, 1, 1}
+	weights := []int{12, 3, 2, 2, 2, 1}
 	all := map[string]*choices{}
 	var names []string
 	for i, actor := range actors {
@@ -133,7 +133,7 @@ func (w *world) workerChoices(c *choices) {
 		c.add(1, k.name+" dies", func() { w.die(k) })
 		c.add(1, k.name+" is stopped", func() { k.asleep = true })
 		if !w.link.away && !w.nested {
-			c.add(1, k.name+" is stopped and taken for lost", func() { w.lose(k) })
+			c.add(2, k.name+" is stopped and taken for lost", func() { w.lose(k) })
 		}
 	}
 	if free == nil {
@@ -265,7 +265,7 @@ func (w *world) operatorChoices(c *choices) {
 		return func() { of[rapid.IntRange(0, len(of)-1).Draw(w.t, "unit")]() }
 	}
 	if len(retries) > 0 {
-		c.add(6, "runs a failed unit again", one(retries))
+		c.add(8, "runs a failed unit again", one(retries))
 	}
 	if len(skips) > 0 {
 		c.add(3, "gives an open unit up", one(skips))
