@@ -22,8 +22,9 @@ import (
 // budget is how long histories are drawn if nothing says how many.
 const budget = 20 * time.Second
 
-// TestHistories runs random histories: as many as SLUICE_TEST_SEEDS or -rapid.checks says, else the first ones of a fixed seed,
-// for as long as the budget. After a failure rapid prints the shrunk history. Its -rapid.failfile repeats that one, its -rapid.seed the original.
+// TestHistories runs random histories: as many as SLUICE_TEST_SEEDS or RAPID_CHECKS says, else the first ones of a fixed seed,
+// for as long as the budget. After a failure rapid prints the shrunk history. RAPID_FAILFILE repeats that one, RAPID_SEED the
+// original.
 func TestHistories(t *testing.T) {
 	histories := testenv.Seeds(t, math.MaxInt32)
 	begun, limited, failing := time.Now(), histories == math.MaxInt32 && !given("rapid.checks"), false
@@ -75,7 +76,7 @@ func (c *choices) add(weight int, name string, do func()) {
 // step is one step of one actor. Most steps are those of workers.
 func (w *world) step() {
 	actors := []string{"worker", "scheduler", "client", "clock", "operator", "environment"}
-	weights := []int{12, 3, 2, 2, 1, 1}
+	weights := []int{12, 3, 2, 2, 2, 1}
 	all := map[string]*choices{}
 	var names []string
 	for i, actor := range actors {
@@ -135,7 +136,7 @@ func (w *world) workerChoices(c *choices) {
 		c.add(1, k.name+" dies", func() { w.die(k) })
 		c.add(1, k.name+" is stopped", func() { k.asleep = true })
 		if !w.link.away && !w.nested {
-			c.add(1, k.name+" is stopped and taken for lost", func() { w.lose(k) })
+			c.add(2, k.name+" is stopped and taken for lost", func() { w.lose(k) })
 		}
 	}
 	if free == nil {
@@ -267,7 +268,7 @@ func (w *world) operatorChoices(c *choices) {
 		return func() { of[rapid.IntRange(0, len(of)-1).Draw(w.t, "unit")]() }
 	}
 	if len(retries) > 0 {
-		c.add(6, "runs a failed unit again", one(retries))
+		c.add(8, "runs a failed unit again", one(retries))
 	}
 	if len(skips) > 0 {
 		c.add(3, "gives an open unit up", one(skips))

@@ -245,7 +245,7 @@ func (w *world) decide(k *worker) {
 	}
 	k.result = rapid.SampledFrom([]outcome{
 		outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeDone, outcomeDone,
-		outcomeDone, outcomeFailed, outcomeRetried, outcomeWaiting, outcomeStopped,
+		outcomeDone, outcomeFailed, outcomeFailed, outcomeRetried, outcomeWaiting, outcomeStopped,
 	}).Draw(w.t, "outcome")
 	if k.result == outcomeRetried && k.lease.Failures+1 >= maxAttempts {
 		k.result = outcomeFailed
