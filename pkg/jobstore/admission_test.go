@@ -307,3 +307,17 @@ func TestManyLiveJobs(t *testing.T) {
 		start(t, s, asked(c, somebody, "g"), limit)
 	})
 }
+
+// A refused step must not confirm a kick-off: the rescue could not remove its job.
+func TestARefusedEndDoesNotConfirmAKickOff(t *testing.T) {
+	overBoth(t, func(t *testing.T, s *jobstore.Store, c *testenv.Clock, _ string) {
+		job := asked(c, somebody, "g")
+		start(t, s, job, 1)
+		if err := s.Expire(t.Context(), job.ID, c.Now()); !errors.Is(err, export.ErrConflict) {
+			t.Errorf("expire: %v, want ErrConflict", err)
+		}
+		if err := s.RemoveUnconfirmed(t.Context(), job.ID); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -45,11 +45,12 @@ func TestHistories(t *testing.T) {
 			return
 		}
 		drawn++
-		failing = true // until the end: a failed history ends in a panic, and is then repeated and shrunk
+		failed := failing
+		failing = true // a failed history ends in a panic, and is then repeated and shrunk
 		w := newWorld(t, servers)
 		t.Repeat(map[string]func(*rapid.T){"step": func(*rapid.T) { w.step() }})
 		w.settle()
-		failing = false
+		failing = failed
 	})
 	t.Logf("%d histories", drawn)
 }
