@@ -43,7 +43,9 @@ type tested struct {
 func each(t *testing.T, test func(t *testing.T, s tested)) {
 	t.Helper()
 	for name, start := range map[string]func(*testing.T) tested{
-		"Redis": func(t *testing.T) tested { return testedRedis(startRedis(t, "--appendonly", "yes", "--appendfsync", "always")) },
+		"Redis": func(t *testing.T) tested {
+			return testedRedis(startRedis(t, "--appendonly", "yes", "--appendfsync", "always"))
+		},
 		"MinIO": testedMinIO,
 		"PostgreSQL": func(t *testing.T) tested {
 			p := startPostgres(t)
