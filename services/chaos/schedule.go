@@ -29,6 +29,9 @@ func chosen(only []string) ([]*fault, error) {
 	return those, nil
 }
 
+// longest is the longest recovery: a lost worker is found after 20 s.
+const longest = 40 * time.Second
+
 // recovery is how long the system took after a fault until a small export and all jobs of before were done.
 type recovery struct {
 	fault    *fault
@@ -95,6 +98,9 @@ func (s *system) suffer(ctx context.Context, number int, f *fault, probe *client
 	}
 	took := time.Since(mended)
 	outcomes := s.events.end()
+	if took > longest && s.opts.silence == 0 { // a test asserts no times
+		s.events.violated("%s: recovered after %.1f s", f.name, took.Seconds())
+	}
 	s.events.say("%s: recovered after %.1f s; units: %s", f.name, took.Seconds(), counts(outcomes))
 	return recovery{f, took, outcomes}, nil
 }
