@@ -90,7 +90,7 @@ func (s *system) check(ctx context.Context, before map[string]use) error {
 	}
 	wait := s.opts.retention + 2*time.Minute
 	over := time.Now().Add(wait)
-	for {
+	for told := time.Now(); ; {
 		keys, err := leftKeys(ctx, client)
 		if err != nil {
 			return err
@@ -106,6 +106,10 @@ func (s *system) check(ctx context.Context, before map[string]use) error {
 			s.events.violated("%v after the last export: %d keys are left in Redis, such as %v, and %d objects, such as %v",
 				wait, len(keys), some(keys), len(files), some(files))
 			break
+		}
+		if time.Since(told) > 15*time.Second {
+			told = time.Now()
+			s.events.say("%d keys are left, such as %v, and %d objects", len(keys), some(keys), len(files))
 		}
 		if err := pause(ctx, 2*time.Second); err != nil {
 			return err
@@ -147,7 +151,7 @@ func some(all []string) []string { return all[:min(5, len(all))] }
 // kept are the keys that do not belong to jobs.
 var kept = []string{
 	"sluice:continue:", "sluice:committed", "sluice:outage", "sluice:swept", "sluice:signing", "sluice:auth",
-	"sluice:slots", "sluice:worker:",
+	"sluice:slots", "sluice:worker:", "sluice:rate:",
 	"asynq:servers", "asynq:workers", "asynq:queues", "asynq:schedulers",
 }
 
