@@ -153,10 +153,8 @@ func classify(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, bulkclient.ErrNoJob):
-		return errGone
-	case errors.As(err, &refused) && refused.Status == http.StatusNotFound:
-		return errGone
+	case errors.Is(err, bulkclient.ErrNoJob), errors.As(err, &refused) && refused.Status == http.StatusNotFound:
+		return fmt.Errorf("%w: %w", errGone, err)
 	case errors.As(err, &refused) && refused.Status == http.StatusInternalServerError && len(refused.Issues) > 0:
 		return fmt.Errorf("%w: %w", errFailed, err)
 	}

@@ -165,7 +165,7 @@ func (c *client) probe(ctx context.Context) error {
 		case err == nil:
 			return nil
 		case errors.Is(err, errGone):
-			if _, err := c.gone(); err != nil {
+			if _, err := c.gone(err); err != nil {
 				return err
 			}
 		case errors.Is(err, errFailed) && !c.events.excused(time.Now().Add(-aftermath)):

@@ -114,7 +114,7 @@ func (c *client) export(
 		case ctx.Err() != nil:
 			return report, "", ctx.Err()
 		case errors.Is(err, errGone):
-			outcome, err := c.gone()
+			outcome, err := c.gone(err)
 			return report, outcome, err
 		case errors.Is(err, errFailed):
 			if c.events.excused(began) {
@@ -134,7 +134,7 @@ func (c *client) export(
 
 // gone tells why the client's job is unknown. It may be lost, or its time may be over: a client that was kept away for long
 // finds nothing any more.
-func (c *client) gone() (string, error) {
+func (c *client) gone(answer error) (string, error) {
 	live := time.Unix(0, c.live.Load())
 	switch {
 	case c.events.lostSince(live.Add(-time.Second)):
@@ -144,7 +144,7 @@ func (c *client) gone() (string, error) {
 	case c.events.anySince(live.Add(-time.Second), func(f *fault) bool { return f.early }):
 		return "expired early", nil
 	}
-	return "", fmt.Errorf("404 for a job that was neither deleted nor lost nor old: %v", c.job.Load())
+	return "", fmt.Errorf("%w: the last job, %v, was neither deleted nor lost nor old", answer, c.job.Load())
 }
 
 // compare compares a folder with the answers that are right.
@@ -239,7 +239,7 @@ func (c *client) delete(ctx context.Context, job bulkclient.Job) error {
 	for tried := false; ; tried = true {
 		err := classify(c.bulk.Cancel(ctx, job))
 		if errors.Is(err, errGone) && !tried { // later an answer to an earlier attempt may have been lost
-			_, err := c.gone()
+			_, err := c.gone(fmt.Errorf("delete: %w", err))
 			return err
 		}
 		if err == nil || errors.Is(err, errGone) {
@@ -286,7 +286,7 @@ func (c *client) slow(ctx context.Context, q *question) (string, error) {
 		case ctx.Err() != nil:
 			return "", ctx.Err()
 		case errors.Is(err, errGone):
-			return c.gone()
+			return c.gone(err)
 		case errors.Is(err, errFailed) && !c.events.excused(began):
 			return "", err
 		case errors.Is(err, errFailed):
@@ -333,7 +333,7 @@ func (c *client) slow(ctx context.Context, q *question) (string, error) {
 				if deleted {
 					return "deleted while downloading", nil
 				}
-				return c.gone()
+				return c.gone(errors.New("a file of the job: 404"))
 			}
 		}
 		if deletes && content.Len() > 0 {
