@@ -21,14 +21,14 @@ type events struct {
 
 	mu         sync.Mutex
 	violations []string
-	outcomes   map[string]int       // of units, since take
+	outcomes   map[string]int       // of units, since the fault began
 	problems   map[string]string    // why units did not end well, by job and unit, until they end
 	done       map[string]time.Time // when units were done, by job and unit
 	units      []unitSeen           // some of those that were claimed
 	lost       time.Time            // when jobs were lost last, with the data of Redis
 	faults     []faultSeen          // that have ended, and the one that is on
 	visits     map[string]int       // outcomes of visits
-	mended     chan struct{}        // closed when the next fault has ended
+	mended     chan struct{}        // is closed at the end of a fault, and replaced
 }
 
 // unitSeen is a unit that a worker has claimed.
@@ -42,9 +42,7 @@ type faultSeen struct {
 func newEvents(out io.Writer, keep string) *events {
 	return &events{
 		out: out, keep: keep, began: time.Now(), outcomes: map[string]int{}, done: map[string]time.Time{},
-		visits:   map[string]int{},
-		problems: map[string]string{},
-		mended:   make(chan struct{}),
+		visits: map[string]int{}, problems: map[string]string{}, mended: make(chan struct{}),
 	}
 }
 

@@ -48,7 +48,7 @@ var processFaults = []fault{
 	{name: "tasks-repeated", apply: tasksRepeated},
 }
 
-// killed kills so many services of a kind, and starts them again when it is mended.
+// killed kills some services of a kind. They start again when the fault is mended.
 func killed(kind string, many int) breaker {
 	return func(_ context.Context, s *system, choose *rand.Rand) (func(context.Context) error, error) {
 		victims := s.named(kind)

@@ -61,8 +61,7 @@ func redisSays(breaks, mends string) breaker {
 	}
 }
 
-// redisFailover kills the primary beside a replica that Sentinel promotes. The links follow Sentinel, as a proxy does that
-// asks it for the primary.
+// redisFailover kills the primary. Sentinel promotes a replica, and the links follow Sentinel.
 func redisFailover(ctx context.Context, s *system, choose *rand.Rand) (func(context.Context) error, error) {
 	old := s.redis
 	dir := filepath.Join(s.dir, fmt.Sprintf("redis-%d", choose.Uint64()))

@@ -17,17 +17,6 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/synth"
 )
 
-type options struct {
-	lasts     time.Duration // 0: each fault once
-	retention time.Duration
-	silence   time.Duration // after which a worker counts as lost; 0: the default of the services
-	seed      uint64
-	patients  int
-	only      []string // names of faults; none: all
-	bin       string
-	keep      string // folder for the logs of the services, "" to keep none
-}
-
 // run is one run. The error tells what did not hold.
 func run(ctx context.Context, opts options, out io.Writer) (err error) {
 	those, err := chosen(opts.only)

@@ -34,13 +34,12 @@ const longest = 40 * time.Second
 
 // recovery is how long the system took after a fault until a small export and all jobs of before were done.
 type recovery struct {
-	fault    *fault
-	took     time.Duration
-	outcomes map[string]int // of units while the fault was on
+	fault *fault
+	took  time.Duration
 }
 
-// storm applies one fault after the other, each of them once before any comes again, until the time is
-// over; once if there is none.
+// storm applies one fault after the other until the time is over. Each comes once before any comes again. Without a time
+// each comes once.
 func (s *system) storm(ctx context.Context, those []*fault, probe *client) (recovered []recovery, err error) {
 	choose := rand.New(rand.NewPCG(s.opts.seed, 15)) //nolint:gosec // it must be reproducible
 	over := time.Now().Add(s.opts.lasts)
@@ -73,7 +72,8 @@ func (s *system) suffer(ctx context.Context, number int, f *fault, probe *client
 	if f.loses {
 		s.events.lose()
 	}
-	mend, err := f.apply(ctx, s, rand.New(rand.NewPCG(s.opts.seed, uint64(number)))) //nolint:gosec // it must be reproducible
+	choose := rand.New(rand.NewPCG(s.opts.seed, uint64(number))) //nolint:gosec // it must be reproducible
+	mend, err := f.apply(ctx, s, choose)
 	if mend == nil {
 		return recovery{}, err
 	}
@@ -102,11 +102,11 @@ func (s *system) suffer(ctx context.Context, number int, f *fault, probe *client
 		s.events.violated("%s: recovered after %.1f s", f.name, took.Seconds())
 	}
 	s.events.say("%s: recovered after %.1f s; units: %s", f.name, took.Seconds(), counts(outcomes))
-	return recovery{f, took, outcomes}, nil
+	return recovery{f, took}, nil
 }
 
-// settled waits until the jobs that were created before the instant have ended. Those whose kick-off was never confirmed do
-// not count: nobody waits for them, and a rescue removes them after a minute.
+// settled waits until the jobs that were created before the instant have ended. Jobs with an unconfirmed kick-off do not
+// count: no client waits for them, and a rescue removes them after a minute.
 func (s *system) settled(ctx context.Context, before time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

@@ -9,12 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	random "math/rand/v2"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -316,15 +316,8 @@ func (s *system) end() {
 	}
 }
 
-// freeAddress returns an address that is free now. It is below the ephemeral range, so that no connection takes it while
-// its service is down.
+// freeAddress returns an address that is free now.
 func freeAddress(ctx context.Context) (string, error) {
-	for range 100 {
-		address := fmt.Sprintf("127.0.0.1:%d", 20000+random.IntN(12000))
-		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-		if err == nil {
-			return address, listener.Close()
-		}
-	}
-	return "", errors.New("no free port")
+	port, err := servers.FreePort(ctx)
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), err
 }

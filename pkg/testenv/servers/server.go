@@ -93,7 +93,7 @@ func (s *server) write(files ...file) error {
 func (s *server) begin(ctx context.Context) error {
 	var err error
 	for range 3 { // another process may take the port first
-		if s.port, err = freePort(ctx); err != nil {
+		if s.port, err = FreePort(ctx); err != nil {
 			break
 		}
 		if err = s.Start(ctx); err == nil || ctx.Err() != nil {
@@ -280,8 +280,8 @@ func childrenOf(parent int) ([]int, error) {
 	return children, nil
 }
 
-// freePort returns a free port below the ephemeral range, so that no connection takes it while the server is down.
-func freePort(ctx context.Context) (int, error) {
+// FreePort returns a free port below the ephemeral range, so that no connection takes it while the server is down.
+func FreePort(ctx context.Context) (int, error) {
 	for range 100 {
 		port := 20000 + rand.IntN(12000)
 		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
