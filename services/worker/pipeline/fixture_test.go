@@ -51,6 +51,7 @@ type fixture struct {
 	registry *prometheus.Registry
 	log      *testenv.Buffer
 	beats    chan struct{} // receives a value whenever the job store reads the clock
+	wrong    time.Duration // by how much the clock of the worker is ahead of that of Redis
 }
 
 // instant is the time of all tests.
@@ -116,7 +117,7 @@ func (fx *fixture) worker() *pipeline.Worker {
 	worker, err := pipeline.New(fx.cfg, pipeline.Deps{
 		Jobs: fx.jobs, Queue: fx.tasks, Objects: fx.objects, Source: fx.source, Groups: fx.people, Access: fx.people,
 		Bases: fhir.Bases{"https://ehr.example/fhir"},
-		Now:   func() time.Time { return instant }, Logger: slog.New(slog.NewJSONHandler(fx.log, nil)), Registry: fx.registry,
+		Now:   func() time.Time { return instant.Add(fx.wrong) }, Logger: slog.New(slog.NewJSONHandler(fx.log, nil)), Registry: fx.registry,
 	})
 	must(fx.t, err)
 	return worker

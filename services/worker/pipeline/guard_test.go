@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/source"
@@ -65,6 +66,19 @@ func TestWhenEveryTypeLeaksTheJobFails(t *testing.T) {
 	b.wantMetric(3, "sluice_worker_guard_refusals_total")
 	if want := instant.Add(b.cfg.Retention).Truncate(1e6); !got.job.Expires.Equal(want) {
 		t.Errorf("it expires at %s, want %s", got.job.Expires, want)
+	}
+}
+
+// A wrong clock of the worker that seals a job neither ends nor prolongs its retention.
+func TestTheRetentionIsByTheClockOfRedis(t *testing.T) { // spec 6
+	t.Parallel()
+	all, _, _ := clinical(t)
+	fx := newFixture(t, all, members...)
+	fx.wrong = -2 * fx.cfg.Retention
+	got := fx.export("Patient")
+	want := instant.Add(fx.cfg.Retention).Truncate(time.Millisecond)
+	if got.job.State != export.Completed || !got.job.Expires.Equal(want) {
+		t.Errorf("the job is %s and expires at %s, want %s", got.job.State, got.job.Expires, want)
 	}
 }
 
