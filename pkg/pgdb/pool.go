@@ -79,8 +79,9 @@ func notURL(err error) error {
 }
 
 // Wrap adds the act to err and removes the values that PostgreSQL quotes in details. It marks outages as
-// export.ErrUnavailable: the server is unreachable, shuts down, has no free connection or drops the connection. It returns
-// nil for nil, and never marks errors of the context.
+// export.ErrUnavailable: the server is unreachable, shuts down, has no free connection or drops the connection. A statement
+// that the server cancelled, for its statement_timeout, is a context.DeadlineExceeded. Wrap returns nil for nil, and never
+// marks errors of the context.
 func Wrap(act string, err error) error {
 	if err == nil {
 		return nil
@@ -100,8 +101,11 @@ func Wrap(act string, err error) error {
 		if quotable(refused.Code) {
 			text += ": " + refused.Message
 		}
-		if outage(refused.Code) {
+		switch {
+		case outage(refused.Code):
 			return fmt.Errorf("%s: %w: %s", act, export.ErrUnavailable, text)
+		case refused.Code == queryCanceled: // no outage: it may take too long each time
+			return fmt.Errorf("%s: %w: %s", act, context.DeadlineExceeded, text)
 		}
 		return fmt.Errorf("%s: %s", act, text)
 	case broken(err):
@@ -111,6 +115,8 @@ func Wrap(act string, err error) error {
 }
 
 var errTimeout = errors.New("connect timeout")
+
+const queryCanceled = "57014"
 
 // outage reports whether a retry of the same query may succeed: connection exceptions (08), lack of resources (53),
 // shutdown and recovery (57P), I/O errors (58), serialization failures (40); and whether an operator can repair what no

@@ -61,3 +61,15 @@ func TestARefusedServiceIsAnOutage(t *testing.T) {
 		})
 	}
 }
+
+// A client may try again, and a unit counts an attempt: the statement may take too long each time.
+func TestAStatementTimeoutIsNoOutage(t *testing.T) {
+	pool, err := pgdb.Open(t.Context(), pgdb.Config{URL: testenv.Postgres(t)})
+	must(t, err)
+	defer pool.Close()
+	_, err = pool.Exec(t.Context(), "SET statement_timeout = 1; SELECT pg_sleep(10)")
+	err = pgdb.Wrap("query", err)
+	if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, export.ErrUnavailable) {
+		t.Errorf("got %v, want context.DeadlineExceeded", err)
+	}
+}
