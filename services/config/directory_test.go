@@ -134,8 +134,8 @@ func TestOpenDirectory(t *testing.T) {
 func TestPlacesAreChecked(t *testing.T) {
 	const secret = "hunter2"
 	s3 := config.Objects{Endpoint: "http://h:9000", AccessKey: "a", SecretKey: secret, Bucket: "sluice"}
-	elsewhere, unnamed := s3, s3
-	elsewhere.Endpoint, unnamed.Bucket = "h:9000", "No Bucket"
+	elsewhere, unnamed, tiny := s3, s3, s3
+	elsewhere.Endpoint, unnamed.Bucket, tiny.PartBytes = "h:9000", "No Bucket", 1<<20
 	for name, row := range map[string]struct {
 		err  error
 		want string // "": no error
@@ -146,6 +146,7 @@ func TestPlacesAreChecked(t *testing.T) {
 		"objects":                {s3.Validate(), ""},
 		"objects, no scheme":     {elsewhere.Validate(), "SLUICE_S3_ENDPOINT"},
 		"objects, bad bucket":    {unnamed.Validate(), "SLUICE_S3_BUCKET"},
+		"objects, small parts":   {tiny.Validate(), "SLUICE_S3_PART_BYTES"},
 		"directory":              {config.Directory{URL: "postgres://u:" + secret + "@h/d"}.Validate(), ""},
 		"directory, bad port":    {config.Directory{URL: "postgres://u:" + secret + "@h:x/d"}.Validate(), "SLUICE_DIRECTORY_URL"},
 		"directory, bad sslmode": {config.Directory{URL: "postgres://u:" + secret + "@h/d?sslmode=x"}.Validate(), "SLUICE_DIRECTORY_URL"},

@@ -20,6 +20,8 @@ type Objects struct {
 	Region    string `env:"S3_REGION" envDefault:"us-east-1"` // region of the bucket
 	// server-side encryption, s3 or kms:KEY-ID; a store that does not confirm it is an error
 	SSE string `env:"S3_SSE"`
+	// bytes of a part of a large file, from 5 MiB; a worker holds one for each unit and two more
+	PartBytes int64 `env:"S3_PART_BYTES" envDefault:"16777216"`
 
 	observed *telemetry.Dependencies
 }
@@ -40,7 +42,7 @@ func (o Objects) Validate() error {
 	}
 	store, err := o.Open(nil)
 	if err != nil {
-		return fmt.Errorf("SLUICE_S3_ENDPOINT, SLUICE_S3_BUCKET: %w", err)
+		return fmt.Errorf("SLUICE_S3_ENDPOINT, SLUICE_S3_BUCKET, SLUICE_S3_PART_BYTES: %w", err)
 	}
 	store.Close()
 	return nil
@@ -54,7 +56,7 @@ func (o Objects) Open(keys objects.Keys) (*objects.Store, error) {
 	}
 	return objects.Open(objects.Config{
 		Endpoint: o.Endpoint, AccessKey: o.AccessKey, SecretKey: o.SecretKey, Bucket: o.Bucket, Region: o.Region,
-		ServerSide: o.SSE, Keys: keys, Roots: roots, Observe: o.observed.Observer("objects"),
+		ServerSide: o.SSE, PartSize: o.PartBytes, Keys: keys, Roots: roots, Observe: o.observed.Observer("objects"),
 	})
 }
 
