@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/jobs"
@@ -21,9 +23,13 @@ import (
 )
 
 // use is what a process uses.
-type use struct{ descriptors, goroutines, memory int } // memory: MiB resident
+type use struct {
+	open       int // descriptors of a service, connections to a server
+	goroutines int
+	memory     int // MiB resident
+}
 
-// measure returns what each service uses.
+// measure returns what each service uses, and how many connections the servers have.
 func (s *system) measure(ctx context.Context) (map[string]use, error) {
 	uses := map[string]use{}
 	for _, each := range s.services {
@@ -49,7 +55,21 @@ func (s *system) measure(ctx context.Context) (map[string]use, error) {
 		}
 		uses[each.name] = use{len(open), routines, pages * os.Getpagesize() >> 20}
 	}
-	return uses, nil
+	cache := redis.NewClient(&redis.Options{Addr: s.redis.Addr()})
+	defer cache.Close()
+	clients, err := cache.ClientList(ctx).Result()
+	if err != nil {
+		return nil, err
+	}
+	uses[toRedis] = use{open: strings.Count(clients, "\n")}
+	var backends int
+	database, err := pgx.Connect(ctx, s.postgres.URL())
+	if err == nil {
+		err = database.QueryRow(ctx, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'").Scan(&backends)
+		err = errors.Join(err, database.Close(ctx))
+	}
+	uses[toPostgres] = use{open: backends}
+	return uses, err
 }
 
 // metric reads one metric of a service.
@@ -96,7 +116,11 @@ func (s *system) check(ctx context.Context, before map[string]use) error {
 			return err
 		}
 		var files []string
-		if err := bucket.List(ctx, "", func(o objects.Info) error { files = append(files, o.Key); return nil }); err != nil {
+		err = bucket.List(ctx, "", func(o objects.Info) error { files = append(files, o.Key); return nil })
+		if err == nil {
+			err = bucket.Uploads(ctx, func(u objects.Upload) error { files = append(files, "upload of "+u.Key); return nil })
+		}
+		if err != nil {
 			return err
 		}
 		if len(keys)+len(files) == 0 {
@@ -173,7 +197,7 @@ func leftKeys(ctx context.Context, client *redis.Client) (left []string, err err
 	return left, scan.Err()
 }
 
-// checkUses compares what the services use with what they used at the start. Idle connections are closed after a while.
+// checkUses compares what is used with what was used at the start. Idle connections are closed after a while.
 func (s *system) checkUses(ctx context.Context, before map[string]use) error {
 	const idle = 2 * time.Minute
 	over := time.Now().Add(idle)
@@ -183,10 +207,11 @@ func (s *system) checkUses(ctx context.Context, before map[string]use) error {
 			return err
 		}
 		var more []string
-		for _, each := range s.services {
-			was, is := before[each.name], now[each.name]
-			if is.descriptors > was.descriptors+40 || is.goroutines > was.goroutines+60 || is.memory > 2*was.memory+50 {
-				more = append(more, each.name)
+		names := slices.Sorted(maps.Keys(now))
+		for _, name := range names {
+			was, is := before[name], now[name]
+			if is.open > was.open+40 || is.goroutines > was.goroutines+60 || is.memory > 2*was.memory+50 {
+				more = append(more, name)
 			}
 		}
 		late := time.Now().After(over)
@@ -196,10 +221,10 @@ func (s *system) checkUses(ctx context.Context, before map[string]use) error {
 			}
 			continue
 		}
-		for _, each := range s.services {
-			was, is := before[each.name], now[each.name]
-			s.events.say("%-12s %3d descriptors (%d before), %3d goroutines (%d), %3d MiB (%d)",
-				each.name, is.descriptors, was.descriptors, is.goroutines, was.goroutines, is.memory, was.memory)
+		for _, name := range names {
+			was, is := before[name], now[name]
+			s.events.say("%-12s %3d descriptors or connections (%d before), %3d goroutines (%d), %3d MiB (%d)",
+				name, is.open, was.open, is.goroutines, was.goroutines, is.memory, was.memory)
 		}
 		if len(more) > 0 {
 			s.events.violated("%v use more than before", more)

@@ -170,13 +170,13 @@ func (c *client) kickOff(ctx context.Context, q *question) (bulkclient.Job, erro
 	return job, err
 }
 
-// get requests a URL with the client's token.
-func (c *client) get(ctx context.Context, target string, header http.Header) (*http.Response, error) {
+// request sends a request with the client's token.
+func (c *client) request(ctx context.Context, method, target string, header http.Header) (*http.Response, error) {
 	token, err := c.tokens.Token(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	req, err := http.NewRequestWithContext(ctx, method, target, nil)
 	if err != nil {
 		return nil, err
 	}

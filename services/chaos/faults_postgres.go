@@ -2,15 +2,20 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 var postgresFaults = []fault{
 	{name: "postgres-killed", apply: postgresAway},
 	{name: "postgres-away-20", lasts: 20 * time.Second, apply: postgresAway},
+	{name: "postgres-refuses-20", lasts: 20 * time.Second, apply: postgresRefuses},
 	{name: "postgres-failover", apply: postgresFailover},
 	{name: "postgres-timeouts", lasts: 10 * time.Second, fails: true, apply: postgresTimeouts},
 }
@@ -22,6 +27,42 @@ func postgresAway(_ context.Context, s *system, _ *rand.Rand) (func(context.Cont
 		defer s.loading.Unlock()
 		return s.postgres.Start(ctx)
 	}, s.postgres.Kill()
+}
+
+const tooManyConnections = "53300"
+
+// postgresRefuses takes all connections that PostgreSQL may have, those of the services too.
+func postgresRefuses(ctx context.Context, s *system, _ *rand.Rand) (func(context.Context) error, error) {
+	s.loading.Lock()
+	var taken []*pgx.Conn
+	var pids []int64
+	mend := func(ctx context.Context) error {
+		defer s.loading.Unlock()
+		var errs []error
+		for _, each := range taken {
+			errs = append(errs, each.Close(ctx))
+		}
+		return errors.Join(errs...)
+	}
+	for ended := false; ; {
+		connection, err := pgx.Connect(ctx, s.postgres.URL())
+		var refusal *pgconn.PgError
+		switch {
+		case err == nil:
+			taken, pids = append(taken, connection), append(pids, int64(connection.PgConn().PID()))
+		case !errors.As(err, &refusal) || refusal.Code != tooManyConnections:
+			return mend, err
+		case ended:
+			return mend, nil
+		default:
+			ended = true
+			_, err := taken[0].Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				WHERE backend_type = 'client backend' AND pid <> ALL($1)`, pids)
+			if err != nil {
+				return mend, err
+			}
+		}
+	}
 }
 
 // caughtUp fails while the replica is behind.

@@ -6,7 +6,7 @@
 //	options.go, run.go         a run, from the start of the servers to the report
 //	system.go, service.go      what is tested: servers, services
 //	links.go, front.go         the proxies between them, and the load balancer
-//	truth.go                   what each export must return
+//	data.go, truth.go          the data, and what each export must return
 //	clients.go, visits.go      those who export
 //	faults*.go, schedule.go    what breaks, and when
 //	checks.go, report.go       what must hold at the end, and what was measured

@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-
-	"github.com/sluice-fhir/sluice/pkg/synth"
 )
 
 // run is one run. The error tells what did not hold.
@@ -37,7 +35,7 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 	log := newEvents(out, opts.keep)
 	log.say("seed %d", opts.seed)
 	data := filepath.Join(dir, "data")
-	if _, err := synth.Generate(ctx, synth.Config{Dir: data, Patients: opts.patients, Seed: 1}); err != nil {
+	if err := generate(ctx, data, opts.patients); err != nil {
 		return err
 	}
 	known, few, err := learn(data)

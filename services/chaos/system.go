@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sluice-fhir/sluice/pkg/objects"
 	"github.com/sluice-fhir/sluice/pkg/objects/objectstest"
 	"github.com/sluice-fhir/sluice/pkg/testenv/servers"
 	"github.com/sluice-fhir/sluice/pkg/token"
@@ -220,7 +221,7 @@ func (s *system) configure(ctx context.Context, made *service, auth string) erro
 		return err
 	}
 	add("SLUICE_S3_ENDPOINT="+store, "SLUICE_S3_ACCESS_KEY="+s.store.AccessKey(), "SLUICE_S3_SECRET_KEY="+s.store.SecretKey(),
-		"SLUICE_S3_BUCKET="+bucket)
+		"SLUICE_S3_BUCKET="+bucket, fmt.Sprint("SLUICE_S3_PART_BYTES=", objects.MinPartSize))
 	if made.program != "api" {
 		add("SLUICE_RETENTION=" + s.opts.retention.String())
 	}

@@ -184,7 +184,7 @@ func differences(got, want fingerprints) (differ []string) {
 	return differ
 }
 
-// stranger asks for the job and a file of it as somebody else: neither exists.
+// stranger asks for the job and a file of it as somebody else, and wants to delete them: neither exists.
 func (c *client) stranger(ctx context.Context, dir, status string) error {
 	targets := []string{status}
 	text, err := os.ReadFile(filepath.Join(dir, "manifest.json"))
@@ -206,22 +206,28 @@ func (c *client) stranger(ctx context.Context, dir, status string) error {
 	if err != nil {
 		return err
 	}
-	for _, target := range targets {
-		status, err := other.answered(ctx, target)
-		if err != nil {
-			return err
-		}
-		if status != http.StatusNotFound {
-			return fmt.Errorf("%s got %d for a URL of a foreign job", id, status)
+	for _, method := range []string{http.MethodGet, http.MethodDelete} {
+		for _, target := range targets {
+			got, err := other.answered(ctx, method, target)
+			if err != nil {
+				return err
+			}
+			if got != http.StatusNotFound && (method == http.MethodGet || got != http.StatusMethodNotAllowed) {
+				return fmt.Errorf("%s got %d for %s of a URL of a foreign job", id, got, method)
+			}
 		}
 	}
-	return nil
+	if got, err := c.answered(ctx, http.MethodGet, status); err != nil || got == http.StatusOK {
+		return err
+	}
+	_, err = c.gone(fmt.Errorf("the job that %s may not delete: 404", id))
+	return err
 }
 
-// answered requests a URL until there is an answer that is no outage, and returns its status.
-func (c *client) answered(ctx context.Context, target string) (status int, err error) {
+// answered sends a request until there is an answer that is no outage, and returns its status.
+func (c *client) answered(ctx context.Context, method, target string) (status int, err error) {
 	for {
-		resp, err := c.get(ctx, target, nil)
+		resp, err := c.request(ctx, method, target, nil)
 		if err == nil {
 			_ = resp.Body.Close() // only the status matters
 			if resp.StatusCode < http.StatusInternalServerError && resp.StatusCode != http.StatusUnauthorized {
@@ -249,7 +255,7 @@ func (c *client) delete(ctx context.Context, job bulkclient.Job) error {
 			return err
 		}
 	}
-	status, err := c.answered(ctx, job.StatusURL)
+	status, err := c.answered(ctx, http.MethodGet, job.StatusURL)
 	if err == nil && status != http.StatusNotFound && !c.events.lostSince(time.Now().Add(-time.Minute)) {
 		err = fmt.Errorf("the status of a deleted job is %d", status)
 	}
@@ -306,7 +312,7 @@ func (c *client) slow(ctx context.Context, q *question) (string, error) {
 			header["If-Range"] = []string{tag}
 			header["Range"] = []string{fmt.Sprintf("bytes=%d-%d", content.Len(), content.Len()+30_000)}
 		}
-		resp, err := c.get(ctx, item.URL, header)
+		resp, err := c.request(ctx, http.MethodGet, item.URL, header)
 		if err == nil {
 			if deleted && resp.StatusCode < http.StatusMultipleChoices && !c.events.lostSince(began) {
 				_ = resp.Body.Close()
@@ -336,7 +342,7 @@ func (c *client) slow(ctx context.Context, q *question) (string, error) {
 				return c.gone(errors.New("a file of the job: 404"))
 			}
 		}
-		if deletes && content.Len() > 0 {
+		if deletes && !deleted && content.Len() > 0 {
 			if err := c.delete(ctx, job); err != nil {
 				return "", err
 			}
