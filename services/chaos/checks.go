@@ -96,9 +96,7 @@ func metric(ctx context.Context, address, name string) (int, error) {
 func (s *system) check(ctx context.Context, before map[string]use) error {
 	client := redis.NewClient(&redis.Options{Addr: s.redis.Addr()})
 	defer client.Close()
-	bucket, err := objects.Open(objects.Config{
-		Endpoint: s.store.Endpoint(), AccessKey: s.store.AccessKey(), SecretKey: s.store.SecretKey(), Bucket: bucket,
-	})
+	bucket, err := s.bucket()
 	if err != nil {
 		return err
 	}
@@ -143,6 +141,13 @@ func (s *system) check(ctx context.Context, before map[string]use) error {
 		return err
 	}
 	return s.checkAudit(ctx)
+}
+
+// bucket opens the bucket, past the links.
+func (s *system) bucket() (*objects.Store, error) {
+	return objects.Open(objects.Config{
+		Endpoint: s.store.Endpoint(), AccessKey: s.store.AccessKey(), SecretKey: s.store.SecretKey(), Bucket: bucket,
+	})
 }
 
 // cancelUnconfirmed cancels the jobs whose kick-off was never confirmed.

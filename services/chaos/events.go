@@ -25,8 +25,7 @@ type events struct {
 	problems   map[string]string    // why units did not end well, by job and unit, until they end
 	done       map[string]time.Time // when units were done, by job and unit
 	units      []unitSeen           // some of those that were claimed
-	lost       time.Time            // when jobs were lost last, with the data of Redis
-	faults     []faultSeen          // that have ended, and the one that is on
+	faults     []faultSeen          // that have ended, and those that are on
 	visits     map[string]int       // outcomes of visits
 	mended     chan struct{}        // is closed at the end of a fault, and replaced
 }
@@ -35,8 +34,8 @@ type events struct {
 type unitSeen struct{ job, unit, kind string }
 
 type faultSeen struct {
-	fault    *fault
-	from, to time.Time // to: zero while it is on
+	fault *fault
+	to    time.Time // zero while it is on
 }
 
 func newEvents(out io.Writer, keep string) *events {
@@ -102,10 +101,9 @@ func (e *events) unitEnded(name, unit, outcome string) {
 	if outcome == "done" {
 		e.done[unit] = time.Now()
 	}
-	lost := e.lost
 	e.mu.Unlock()
 	switch {
-	case outcome == "done" && !before.IsZero() && !lost.After(before): // a Redis that has lost its data gives units out again
+	case outcome == "done" && !before.IsZero() && !e.lostSince(before): // a Redis that has lost its data gives units out again
 		e.violated("%s did unit %s, which was done", name, unit)
 	case (outcome == "retried" || outcome == "failed") && !e.excused(time.Now().Add(-aftermath)):
 		e.violated("%s: unit %s has %s: %s", name, unit, outcome, problem) // an outage costs no attempt
@@ -138,30 +136,38 @@ func (e *events) visited(outcome string) {
 	e.visits[outcome]++
 }
 
-// lose notes that jobs may be gone from now on.
-func (e *events) lose() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.lost = time.Now()
-}
-
 // lostSince reports whether jobs may have been lost since the instant.
 func (e *events) lostSince(at time.Time) bool {
 	return e.anySince(at, func(f *fault) bool { return f.loses })
 }
 
-// begin and end note that a fault is on.
-func (e *events) begin(f *fault) {
+// visitors returns how many visits have ended.
+func (e *events) visitors() (many int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.faults = append(e.faults, faultSeen{fault: f, from: time.Now()})
+	for _, n := range e.visits {
+		many += n
+	}
+	return many
+}
+
+// begin notes that faults are on.
+func (e *events) begin(those []*fault) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, f := range those {
+		e.faults = append(e.faults, faultSeen{fault: f})
+	}
 	e.outcomes = map[string]int{}
 }
 
-func (e *events) end() (outcomes map[string]int) {
+// end notes that the newest faults are over, and returns how units ended meanwhile.
+func (e *events) end(many int) (outcomes map[string]int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.faults[len(e.faults)-1].to = time.Now()
+	for i := range many {
+		e.faults[len(e.faults)-1-i].to = time.Now()
+	}
 	close(e.mended)
 	e.mended = make(chan struct{})
 	outcomes = e.outcomes

@@ -17,12 +17,14 @@ import (
 
 // fault is one kind of thing that breaks.
 type fault struct {
+	of    string // the kind of thing that breaks
 	name  string
 	lasts time.Duration
 	loses bool // jobs may be gone afterwards: Redis has lost data
 	fails bool // units may use up their attempts: the error is one of the dependency, not an outage
 	deaf  bool // workers may be taken for lost
 	early bool // jobs may seem to have expired
+	alone bool // no other fault comes at the same time: applying it needs all servers
 	apply breaker
 }
 
@@ -30,7 +32,15 @@ type fault struct {
 type breaker func(ctx context.Context, s *system, choose *rand.Rand) (mend func(context.Context) error, err error)
 
 // faults are all kinds, by the thing that breaks.
-var faults = slices.Concat(processFaults, redisFaults, storeFaults, postgresFaults, linkFaults)
+var faults = slices.Concat(of("process", processFaults), of("Redis", redisFaults), of("store", storeFaults),
+	of("PostgreSQL", postgresFaults), of("link", linkFaults))
+
+func of(thing string, those []fault) []fault {
+	for i := range those {
+		those[i].of = thing
+	}
+	return those
+}
 
 var processFaults = []fault{
 	{name: "worker-killed", deaf: true, apply: killed("worker", 1)},
@@ -42,10 +52,10 @@ var processFaults = []fault{
 	{name: "auth-away", lasts: 10 * time.Second, apply: killed("auth", 1)},
 	{name: "everything-killed", deaf: true, apply: killed("", 8)},
 	{name: "worker-stopped", deaf: true, lasts: 60 * time.Second, apply: suspended},
-	{name: "rolling-restart", apply: rollingRestart},
-	{name: "clock-ahead", early: true, lasts: 30 * time.Second, apply: skewed(ahead)},
-	{name: "clock-behind", lasts: 30 * time.Second, apply: skewed(behind)},
-	{name: "tasks-repeated", apply: tasksRepeated},
+	{name: "rolling-restart", alone: true, apply: rollingRestart},
+	{name: "clock-ahead", early: true, alone: true, lasts: 30 * time.Second, apply: skewed(ahead)},
+	{name: "clock-behind", alone: true, lasts: 30 * time.Second, apply: skewed(behind)},
+	{name: "tasks-repeated", alone: true, apply: tasksRepeated},
 }
 
 // killed kills some services of a kind. They start again when the fault is mended.

@@ -16,7 +16,7 @@ var postgresFaults = []fault{
 	{name: "postgres-killed", apply: postgresAway},
 	{name: "postgres-away-20", lasts: 20 * time.Second, apply: postgresAway},
 	{name: "postgres-refuses-20", lasts: 20 * time.Second, apply: postgresRefuses},
-	{name: "postgres-failover", apply: postgresFailover},
+	{name: "postgres-failover", alone: true, apply: postgresFailover},
 	{name: "postgres-timeouts", lasts: 10 * time.Second, fails: true, apply: postgresTimeouts},
 }
 

@@ -23,7 +23,7 @@ var redisFaults = []fault{
 	{name: "redis-emptied", loses: true, deaf: true, apply: redisAway((*servers.Redis).Wipe)},
 	{name: "redis-readonly", lasts: 15 * time.Second, apply: redisSays("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE")},
 	{name: "redis-full", lasts: 15 * time.Second, apply: redisSays("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0")},
-	{name: "redis-failover", loses: true, deaf: true, apply: redisFailover},
+	{name: "redis-failover", alone: true, loses: true, deaf: true, apply: redisFailover},
 }
 
 // redisAway kills Redis and starts it again, after a change of its data if there is one.

@@ -9,6 +9,7 @@
 //	data.go, truth.go          the data, and what each export must return
 //	clients.go, visits.go      those who export
 //	faults*.go, schedule.go    what breaks, and when
+//	soak.go                    instead of faults: what is used, over an hour
 //	checks.go, report.go       what must hold at the end, and what was measured
 package main
 

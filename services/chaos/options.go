@@ -16,6 +16,7 @@ type options struct {
 	only      []string // names of faults; none: all
 	bin       string
 	keep      string // folder for the logs of the services, "" to keep none
+	soak      string // file for the chart of a soak; "" to break things
 }
 
 // parseFlags reads the command line. With list the faults are to be listed, and nothing is run.
@@ -32,6 +33,7 @@ func parseFlags() (opts options, list bool) {
 	flag.StringVar(&only, "faults", "", "names of the only faults, separated by commas")
 	flag.StringVar(&opts.bin, "bin", opts.bin, "folder of the services")
 	flag.StringVar(&opts.keep, "keep", "", "existing folder for the logs of the services")
+	flag.StringVar(&opts.soak, "soak", "", "break nothing, and draw what is used into this SVG file")
 	flag.Parse()
 	if hours > 0 {
 		opts.lasts = time.Duration(hours * float64(time.Hour))

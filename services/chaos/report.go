@@ -9,16 +9,16 @@ import (
 // report prints what was measured. The error tells that something was violated.
 func (e *events) report(recovered []recovery) error {
 	byName := map[string][]time.Duration{}
-	var names []string
+	var kinds []string
 	for _, r := range recovered {
-		if byName[r.fault.name] == nil {
-			names = append(names, r.fault.name)
+		if byName[r.what] == nil {
+			kinds = append(kinds, r.what)
 		}
-		byName[r.fault.name] = append(byName[r.fault.name], r.took)
+		byName[r.what] = append(byName[r.what], r.took)
 	}
-	slices.Sort(names)
+	slices.Sort(kinds)
 	_, _ = fmt.Fprintf(e.out, "\n%-22s %5s %10s %10s\n", "fault", "times", "median s", "worst s")
-	for _, name := range names {
+	for _, name := range kinds {
 		all := byName[name]
 		slices.Sort(all)
 		median, worst := all[len(all)/2].Seconds(), all[len(all)-1].Seconds()

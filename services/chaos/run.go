@@ -47,7 +47,7 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 		return err
 	}
 	defer s.end()
-	if slices.ContainsFunc(those, func(f *fault) bool { return strings.HasPrefix(f.name, "clock-") }) {
+	if opts.soak == "" && slices.ContainsFunc(those, func(f *fault) bool { return strings.HasPrefix(f.name, "clock-") }) {
 		log.say("building services with wrong clocks")
 		if err := s.buildSkewed(ctx); err != nil {
 			return err
@@ -91,7 +91,12 @@ func (s *system) suite(ctx context.Context, those []*fault, known *truth) error 
 		group.Go(func() error { visitor.run(visiting, closing); return nil })
 	}
 	group.Go(func() error { return s.loads(visiting, closing, known) })
-	recovered, err := s.storm(visiting, those, probe)
+	var recovered []recovery
+	if s.opts.soak == "" {
+		recovered, err = s.storm(visiting, those, probe)
+	} else {
+		err = s.soak(visiting)
+	}
 	if err != nil {
 		stop()
 		return errors.Join(err, group.Wait())

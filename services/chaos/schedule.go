@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 )
@@ -34,25 +36,30 @@ const longest = 40 * time.Second
 
 // recovery is how long the system took after a fault until a small export and all jobs of before were done.
 type recovery struct {
-	fault *fault
-	took  time.Duration
+	what string
+	took time.Duration
 }
 
-// storm applies one fault after the other until the time is over. Each comes once before any comes again. Without a time
-// each comes once.
+// storm applies one fault after the other until the time is over, and sometimes two at once. Each comes once before any
+// comes again. Without a time each comes once.
 func (s *system) storm(ctx context.Context, those []*fault, probe *client) (recovered []recovery, err error) {
 	choose := rand.New(rand.NewPCG(s.opts.seed, 15)) //nolint:gosec // it must be reproducible
 	over := time.Now().Add(s.opts.lasts)
 	for {
 		order := slices.Clone(those)
 		choose.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
-		for _, f := range order {
+		for len(order) > 0 {
 			if s.opts.lasts > 0 && time.Now().After(over) {
 				return recovered, nil
 			}
-			r, err := s.suffer(ctx, len(recovered)+1, f, probe)
+			next := order[:1]
+			if len(order) > 1 && choose.IntN(4) == 0 && together(order[0], order[1]) {
+				next = order[:2]
+			}
+			order = order[len(next):]
+			r, err := s.suffer(ctx, len(recovered)+1, next, probe)
 			if err != nil {
-				return recovered, fmt.Errorf("%s: %w", f.name, err)
+				return recovered, fmt.Errorf("%s: %w", names(next), err)
 			}
 			recovered = append(recovered, r)
 			if err := pause(ctx, time.Duration(500+choose.IntN(3000))*time.Millisecond); err != nil {
@@ -65,30 +72,49 @@ func (s *system) storm(ctx context.Context, those []*fault, probe *client) (reco
 	}
 }
 
-// suffer applies one fault, mends it, and measures the recovery. What it chooses depends on the seed and its number only.
-func (s *system) suffer(ctx context.Context, number int, f *fault, probe *client) (recovery, error) {
-	s.events.say("%d: %s", number, f.name)
-	s.events.begin(f)
-	if f.loses {
-		s.events.lose()
+// together reports whether the faults may come at once. Those of one thing could not be mended apart.
+func together(one, other *fault) bool { return !one.alone && !other.alone && one.of != other.of }
+
+func names(those []*fault) string {
+	var all []string
+	for _, f := range those {
+		all = append(all, f.name)
 	}
+	return strings.Join(all, " and ")
+}
+
+// suffer applies faults at once, mends them, and measures the recovery. What it chooses depends on the seed and its number
+// only.
+func (s *system) suffer(ctx context.Context, number int, those []*fault, probe *client) (recovery, error) {
+	s.events.say("%d: %s", number, names(those))
+	s.events.begin(those)
 	choose := rand.New(rand.NewPCG(s.opts.seed, uint64(number))) //nolint:gosec // it must be reproducible
-	mend, err := f.apply(ctx, s, choose)
-	if mend == nil {
-		return recovery{}, err
+	var mends []func(context.Context) error
+	var lasts time.Duration
+	var err error
+	for _, f := range those {
+		mend, failed := f.apply(ctx, s, choose)
+		if mend != nil {
+			mends = append(mends, mend)
+		}
+		if err = failed; err != nil {
+			break
+		}
+		lasts = max(lasts, f.lasts)
 	}
 	if err == nil {
-		err = pause(ctx, f.lasts)
+		err = pause(ctx, lasts)
 	}
 	mended := time.Now()
 	// Mended also if the run ends early: locks are held, and services are stopped.
 	mending, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
-	if err := errors.Join(err, mend(mending)); err != nil {
-		return recovery{}, err
+	var group errgroup.Group // at once: a service may not start without the server that is away
+	for _, mend := range mends {
+		group.Go(func() error { return mend(mending) })
 	}
-	if f.loses { // what was written between the loss and now may be lost, too
-		s.events.lose()
+	if err := errors.Join(err, group.Wait()); err != nil {
+		return recovery{}, err
 	}
 	if err := probe.probe(ctx); err != nil {
 		return recovery{}, err
@@ -97,12 +123,15 @@ func (s *system) suffer(ctx context.Context, number int, f *fault, probe *client
 		return recovery{}, err
 	}
 	took := time.Since(mended)
-	outcomes := s.events.end()
+	outcomes := s.events.end(len(those))
 	if took > longest && s.opts.silence == 0 { // a test asserts no times
-		s.events.violated("%s: recovered after %.1f s", f.name, took.Seconds())
+		s.events.violated("%s: recovered after %.1f s", names(those), took.Seconds())
 	}
-	s.events.say("%s: recovered after %.1f s; units: %s", f.name, took.Seconds(), counts(outcomes))
-	return recovery{f, took}, nil
+	s.events.say("%s: recovered after %.1f s; units: %s", names(those), took.Seconds(), counts(outcomes))
+	if len(those) > 1 {
+		return recovery{"two at once", took}, nil
+	}
+	return recovery{those[0].name, took}, nil
 }
 
 // settled waits until the jobs that were created before the instant have ended. Jobs with an unconfirmed kick-off do not
