@@ -25,6 +25,9 @@ func failure(ctx context.Context, err error) error {
 		return nil
 	}
 	if ended := ctx.Err(); ended != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, export.ErrUnavailable) { // a deadline of this package
+			return cause
+		}
 		return ended
 	}
 	var refusal minio.ErrorResponse

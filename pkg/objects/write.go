@@ -51,6 +51,9 @@ type Stored struct {
 	Encrypted bool   // in the store; Size and SHA256 are those of the plaintext
 }
 
+// errSilent ends what the store does not answer within cleanUpTimeout.
+var errSilent = fmt.Errorf("%w: no answer within %v", export.ErrUnavailable, cleanUpTimeout)
+
 // Writer streams one object into the store. It must be used by one goroutine. Every Writer ends with Commit or Abort;
 // Abort after Commit does nothing, so it can be deferred.
 //
@@ -235,7 +238,7 @@ func (w *Writer) discard() error {
 		return nil
 	}
 
-	ctx, stop := context.WithTimeout(context.WithoutCancel(w.ctx), cleanUpTimeout)
+	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(w.ctx), cleanUpTimeout, errSilent)
 	defer stop()
 	if err := w.remove(ctx); err != nil {
 		return err
@@ -246,7 +249,7 @@ func (w *Writer) discard() error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return errSilent
 		case <-time.After(cleanUpPause << pass):
 		}
 		if err := w.remove(ctx); err != nil {
@@ -329,7 +332,7 @@ func (w *Writer) await() error {
 //
 //nolint:contextcheck // as for discard
 func (w *Writer) begin() error {
-	ctx, stop := context.WithTimeout(context.WithoutCancel(w.ctx), cleanUpTimeout)
+	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(w.ctx), cleanUpTimeout, errSilent)
 	defer stop()
 	w.began = true
 	for attempt := 1; ; attempt++ {

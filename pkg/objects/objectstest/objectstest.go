@@ -583,10 +583,20 @@ func (s suite) down(t *testing.T) {
 	must(t, store.Check(t.Context()))
 }
 
-// hangs: the store accepts requests and never responds; every call ends with its context.
+// hangs: the store accepts requests and never responds; every call ends with its context. The begin of an upload ends by
+// itself, which is an outage.
 func (s suite) hangs(t *testing.T) {
 	store, proxy, _ := s.openBehind(t)
 	proxy.Hang()
+	t.Run("begin of an upload", func(t *testing.T) {
+		t.Parallel() // it takes 20 s
+		w := store.Create(t.Context(), "hangs", "")
+		_, err := w.Write(random(partSize + 1))
+		unavailable(t, "write", err)
+		if errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v, and no deadline of the caller has passed", err)
+		}
+	})
 	for name, call := range calls(store) {
 		ctx, stop := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		err := call(ctx)
