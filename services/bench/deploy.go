@@ -192,8 +192,8 @@ type service struct {
 
 // claim is a line of a worker's log.
 type claim struct {
-	at    time.Time
-	fence int64
+	at   time.Time
+	unit string
 }
 
 func startService(path string, env []string) (s *service, err error) {
@@ -208,14 +208,14 @@ func (s *service) note(entry map[string]any) {
 		return
 	}
 	text, _ := entry["time"].(string)
-	fence, _ := entry["fence"].(float64)
+	unit, _ := entry["unit"].(string)
 	at, err := time.Parse(time.RFC3339Nano, text)
 	if err != nil {
 		return // it would show as a missing claim
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.claimed = append(s.claimed, claim{at: at, fence: int64(fence)})
+	s.claimed = append(s.claimed, claim{at, unit})
 }
 
 // claims returns the units that the worker has claimed so far.

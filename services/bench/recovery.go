@@ -35,8 +35,12 @@ func (b *bench) recovery(ctx context.Context) error {
 	}
 	f := &b.report.Recovery
 	f.Export = time.Since(began).Seconds()
+	had := map[string]bool{}
+	for _, c := range killed.claims() {
+		had[c.unit] = true
+	}
 	for _, c := range other.claims() {
-		if c.fence > 1 && c.at.After(at) {
+		if had[c.unit] && c.at.After(at) {
 			f.Claimed = append(f.Claimed, c.at.Sub(at).Seconds())
 		}
 	}
