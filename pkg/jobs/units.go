@@ -77,8 +77,9 @@ func (l *Lifecycle) CloseFailed(ctx context.Context, lease export.Lease, reason 
 		return nil, err
 	}
 	if lease.Unit.Kind == export.KindResolveReferences {
-		// Units that a lost attempt has staged would become visible with the failure.
-		if err := l.Store.Stage(ctx, lease, nil); err != nil {
+		// Units that a lost attempt has staged would become visible with the failure. A refusal is left to the commit, which
+		// knows a repetition.
+		if err := l.Store.Stage(ctx, lease, nil); err != nil && !errors.Is(err, export.ErrFenced) {
 			return nil, err
 		}
 	}

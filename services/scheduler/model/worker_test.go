@@ -278,8 +278,7 @@ func (w *world) record(k *worker) {
 		want = want || err == nil && job.state() != gone && !isLive(job.state()) // it has ended in any way
 	default:
 		k.commit = jobstore.Commit{Result: export.Result{Failure: "it broke"}}
-		// The units that an attempt at the references has cut are dropped first, which a closed unit refuses.
-		want = want || w.closedBy(k) && k.lease.Unit.ID != export.ReferencesUnit
+		want = want || w.closedBy(k)
 		err = w.perform(giveUp, 5, func() error {
 			_, err := w.lifecycle.CloseFailed(w.ctx, k.lease, k.commit.Result.Failure)
 			return err
