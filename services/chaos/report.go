@@ -17,7 +17,9 @@ func (e *events) report(recovered []recovery) error {
 		byName[r.what] = append(byName[r.what], r.took)
 	}
 	slices.Sort(kinds)
-	_, _ = fmt.Fprintf(e.out, "\n%-22s %5s %10s %10s\n", "fault", "times", "median s", "worst s")
+	if len(kinds) > 0 {
+		_, _ = fmt.Fprintf(e.out, "\n%-22s %5s %10s %10s\n", "fault", "times", "median s", "worst s")
+	}
 	for _, name := range kinds {
 		all := byName[name]
 		slices.Sort(all)
