@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/sluice-fhir/sluice/pkg/jobs"
@@ -62,12 +61,7 @@ func (s *system) measure(ctx context.Context) (map[string]use, error) {
 		return nil, err
 	}
 	uses[toRedis] = use{open: strings.Count(clients, "\n")}
-	var backends int
-	database, err := pgx.Connect(ctx, s.postgres.URL())
-	if err == nil {
-		err = database.QueryRow(ctx, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'").Scan(&backends)
-		err = errors.Join(err, database.Close(ctx))
-	}
+	backends, err := s.postgres.Backends(ctx)
 	uses[toPostgres] = use{open: backends}
 	return uses, err
 }

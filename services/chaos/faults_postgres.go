@@ -2,14 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"time"
-
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 var postgresFaults = []fault{
@@ -29,40 +25,14 @@ func postgresAway(_ context.Context, s *system, _ *rand.Rand) (func(context.Cont
 	}, s.postgres.Kill()
 }
 
-const tooManyConnections = "53300"
-
 // postgresRefuses takes all connections that PostgreSQL may have, those of the services too.
 func postgresRefuses(ctx context.Context, s *system, _ *rand.Rand) (func(context.Context) error, error) {
 	s.loading.Lock()
-	var taken []*pgx.Conn
-	var pids []int64
-	mend := func(ctx context.Context) error {
+	free, err := s.postgres.Occupy(ctx)
+	return func(ctx context.Context) error {
 		defer s.loading.Unlock()
-		var errs []error
-		for _, each := range taken {
-			errs = append(errs, each.Close(ctx))
-		}
-		return errors.Join(errs...)
-	}
-	for ended := false; ; {
-		connection, err := pgx.Connect(ctx, s.postgres.URL())
-		var refusal *pgconn.PgError
-		switch {
-		case err == nil:
-			taken, pids = append(taken, connection), append(pids, int64(connection.PgConn().PID()))
-		case !errors.As(err, &refusal) || refusal.Code != tooManyConnections:
-			return mend, err
-		case ended:
-			return mend, nil
-		default:
-			ended = true
-			_, err := taken[0].Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-				WHERE backend_type = 'client backend' AND pid <> ALL($1)`, pids)
-			if err != nil {
-				return mend, err
-			}
-		}
-	}
+		return free(ctx)
+	}, err
 }
 
 // caughtUp fails while the replica is behind.

@@ -120,8 +120,8 @@ func chart(samples []sample) string {
 	}
 	x := func(minutes float64) float64 { return left + minutes/end*(width-left-right) }
 	var b strings.Builder
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">`+"\n",
-		width, (height+gap)*len(levels)+gap)
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" `+
+		`font-size="12">`+"\n", width, (height+gap)*len(levels)+gap)
 	b.WriteString(`<rect width="100%" height="100%" fill="white"/>` + "\n")
 	bottom := 0
 	for i, name := range levels {

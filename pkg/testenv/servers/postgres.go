@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const postgresVariable = "SLUICE_TEST_POSTGRES_BIN" // /usr/lib/postgresql/15/bin, of version 14 or later
@@ -98,6 +99,52 @@ func (p *Postgres) Exec(ctx context.Context, sql string) error {
 		_, err := connection.Exec(ctx, sql)
 		return err
 	})
+}
+
+const clientBackend = "backend_type = 'client backend'"
+
+// Backends returns how many connections clients have, with the one that asks.
+func (p *Postgres) Backends(ctx context.Context) (many int, err error) {
+	err = p.do(ctx, func(connection *pgx.Conn) error {
+		return connection.QueryRow(ctx, "SELECT count(*) FROM pg_stat_activity WHERE "+clientBackend).Scan(&many)
+	})
+	return many, err
+}
+
+const tooManyConnections = "53300"
+
+// Occupy takes all connections that the server may have, also those of others, until free is called, also after an error.
+// Others may get some while it does.
+func (p *Postgres) Occupy(ctx context.Context) (free func(context.Context) error, err error) {
+	var taken []*pgx.Conn
+	var pids []int64
+	free = func(ctx context.Context) error {
+		var errs []error
+		for _, each := range taken {
+			errs = append(errs, each.Close(ctx))
+		}
+		return errors.Join(errs...)
+	}
+	for ended := false; ; {
+		connection, err := pgx.Connect(ctx, p.URL())
+		if err == nil {
+			taken, pids = append(taken, connection), append(pids, int64(connection.PgConn().PID()))
+			continue
+		}
+		var refusal *pgconn.PgError
+		if !errors.As(err, &refusal) || refusal.Code != tooManyConnections || len(taken) == 0 {
+			return free, err
+		}
+		if ended {
+			return free, nil
+		}
+		ended = true
+		_, err = taken[0].Exec(ctx,
+			"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> ALL($1) AND "+clientBackend, pids)
+		if err != nil {
+			return free, err
+		}
+	}
 }
 
 // Replica starts a server with the settings of this one that replicates from it, and returns when it streams. While the

@@ -253,6 +253,26 @@ func TestPostgresFailover(t *testing.T) {
 	}
 }
 
+func TestAnOccupiedPostgresRefuses(t *testing.T) {
+	p := startPostgres(t)
+	other, err := pgx.Connect(t.Context(), p.URL())
+	must(t, err)
+	defer func() { _ = other.Close(context.Background()) }() // the server has closed it
+	free, err := p.Occupy(t.Context())
+	must(t, err)
+	if err := other.Ping(t.Context()); err == nil {
+		t.Error("a connection of before is open")
+	}
+	if many, err := p.Backends(t.Context()); err == nil {
+		t.Errorf("it accepts a connection beside %d", many)
+	}
+	must(t, free(t.Context()))
+	eventually(t, "it accepts connections again", func() error {
+		_, err := p.Backends(t.Context())
+		return err
+	})
+}
+
 // Kill with an open transaction and a busy backend.
 func TestPostgresCrash(t *testing.T) {
 	p := startPostgres(t)
