@@ -212,7 +212,11 @@ func (s *system) checkUses(ctx context.Context, before map[string]use) error {
 		names := slices.Sorted(maps.Keys(now))
 		for _, name := range names {
 			was, is := before[name], now[name]
-			if is.open > was.open+40 || is.goroutines > was.goroutines+60 || is.memory > 2*was.memory+50 {
+			open := 40 // idle connections of a pool are kept for half an hour
+			if name == toRedis || name == toPostgres {
+				open = 15 * len(s.services)
+			}
+			if is.open > was.open+open || is.goroutines > was.goroutines+60 || is.memory > 2*was.memory+50 {
 				more = append(more, name)
 			}
 		}
