@@ -25,6 +25,7 @@ type report struct {
 	Flood      floodFigures        `json:"flood,omitzero"`
 	Memory     memoryFigures       `json:"memory,omitzero"`
 	Costs      costFigures         `json:"costs,omitzero"`
+	Crowd      crowdFigures        `json:"crowd,omitzero"`
 }
 
 type machineFigures struct {
@@ -210,7 +211,22 @@ func (r *report) print(out io.Writer) error {
 		row("costs: Redis, of a unit of a complete job", "%.0f bytes", f.Kept)
 		row("costs: object store, of a unit, requests, writes", "%.1f, %.1f", f.Requests, f.Writes)
 	}
+	r.printLoad(row)
 	return w.Flush()
+}
+
+// printLoad writes the sections for load.
+func (r *report) printLoad(row func(what, format string, args ...any)) {
+	if f := r.Crowd; len(f.Rate) > 0 {
+		row("crowd: jobs of ten patients, of the population, workers", "%d, %d, %d", crowdSmall, crowdLarge, crowdWorkers)
+		row("crowd: MB/s, jobs/s", "%s, %s", spread(f.Rate, 0), spread(f.Jobs, 1))
+		row("crowd: jobs of ten patients per second, until their last", "%s", spread(f.SmallJobs, 1))
+		row("crowd: p99 of kick-off, of status, ms", "%s, %s", spread(f.KickOff, 1), spread(f.Status, 1))
+		row("crowd: ten patients, alone, s", "%s", spread(f.Alone, 2))
+		row("crowd: ten patients, median and worst, s", "%s, %s", spread(f.Median, 2), spread(f.Worst, 2))
+		row("crowd: ratio to alone, median and worst", "%s, %s", spread(f.Ratio, 1), spread(f.WorstRatio, 1))
+		row("crowd: progress of the population's jobs by then, %", "%s", spread(f.Population, 0))
+	}
 }
 
 // machine describes the machine, as far as the system reports it.

@@ -42,6 +42,7 @@ var sections = []section{
 	{"flood", (*bench).flood},
 	{"memory", (*bench).memory},
 	{"costs", (*bench).costs},
+	{"crowd", (*bench).crowd},
 	{"parameters", (*bench).parameters}, // last: it changes the population
 }
 
