@@ -26,6 +26,7 @@ type report struct {
 	Memory     memoryFigures       `json:"memory,omitzero"`
 	Costs      costFigures         `json:"costs,omitzero"`
 	Crowd      crowdFigures        `json:"crowd,omitzero"`
+	Records    recordFigures       `json:"records,omitzero"`
 }
 
 type machineFigures struct {
@@ -226,6 +227,15 @@ func (r *report) printLoad(row func(what, format string, args ...any)) {
 		row("crowd: ten patients, median and worst, s", "%s, %s", spread(f.Median, 2), spread(f.Worst, 2))
 		row("crowd: ratio to alone, median and worst", "%s, %s", spread(f.Ratio, 1), spread(f.WorstRatio, 1))
 		row("crowd: progress of the population's jobs by then, %", "%s", spread(f.Population, 0))
+	}
+	if f := r.Records; f.Held > 0 {
+		row("records: jobs kept, files of each, Redis, bytes of each", "%d, %d, %.0f", f.Held, f.Files, f.Bytes)
+		for _, p := range f.Passes {
+			row("records: "+p.Name+" with few jobs, with all, ms", "%s, %s: %.4f of its interval of %.0f s",
+				spread(p.Few, 1), spread(p.Many, 1), median(p.Many)/1000/p.Every, p.Every)
+		}
+		row("records: p99 of status with few jobs, with all, ms", "%s, %s", spread(f.Few, 1), spread(f.Many, 1))
+		row("records: ratio of the two", "%s", spread(f.Ratio, 2))
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 type options struct {
 	patients, rounds              int
+	records                       int
 	only, binaries, json, profile string
 }
 
@@ -43,6 +44,7 @@ var sections = []section{
 	{"memory", (*bench).memory},
 	{"costs", (*bench).costs},
 	{"crowd", (*bench).crowd},
+	{"records", (*bench).records},
 	{"parameters", (*bench).parameters}, // last: it changes the population
 }
 
@@ -59,6 +61,9 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 	}
 	if opts.rounds < 1 || opts.patients < 160 {
 		return errors.New("at least 1 round and 160 patients are required")
+	}
+	if opts.records < 1 {
+		return errors.New("--records must be positive")
 	}
 	b := &bench{options: opts, populations: map[int]population{}}
 	if b.servers, err = findServers(); err != nil {
