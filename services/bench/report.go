@@ -27,6 +27,7 @@ type report struct {
 	Costs      costFigures         `json:"costs,omitzero"`
 	Crowd      crowdFigures        `json:"crowd,omitzero"`
 	Records    recordFigures       `json:"records,omitzero"`
+	Fleet      fleetFigures        `json:"fleet,omitzero"`
 }
 
 type machineFigures struct {
@@ -236,6 +237,15 @@ func (r *report) printLoad(row func(what, format string, args ...any)) {
 		}
 		row("records: p99 of status with few jobs, with all, ms", "%s, %s", spread(f.Few, 1), spread(f.Many, 1))
 		row("records: ratio of the two", "%s", spread(f.Ratio, 2))
+	}
+	if f := r.Fleet; f.Workers > 0 {
+		row("fleet: workers, connections of Redis", "%d, %s", f.Workers, spread(f.Connections, 0))
+		row("fleet: calls/s, commands/s with those in scripts", "%s, %s", spread(f.Calls, 0), spread(f.Commands, 0))
+		row("fleet: p99 of heartbeat, claim, commit, ms", "%s, %s, %s",
+			spread(f.Heartbeat, 1), spread(f.Claim, 1), spread(f.Commit, 1))
+		row("fleet: ceiling, calls/s of an empty script", "%s", spread(f.Ceiling, 0))
+		row("fleet: Redis, of a processor, and at the ceiling", "%s, %s", spread(f.CPU, 3), spread(f.CeilingCPU, 3))
+		row("fleet: ratio to the ceiling", "%s", spread(f.Ratio, 3))
 	}
 }
 

@@ -45,6 +45,7 @@ var sections = []section{
 	{"costs", (*bench).costs},
 	{"crowd", (*bench).crowd},
 	{"records", (*bench).records},
+	{"fleet", (*bench).fleet},
 	{"parameters", (*bench).parameters}, // last: it changes the population
 }
 
