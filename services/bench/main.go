@@ -2,7 +2,7 @@
 // services into bin/ and starts a Redis, an S3 server and a PostgreSQL.
 //
 // Each file is a section of the report, in this order: throughput, fairness, cohorts, recovery, api, flood, memory,
-// costs, crowd, records, fleet, parameters.
+// costs, crowd, records, fleet, downloads, parameters.
 package main
 
 import (

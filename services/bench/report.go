@@ -28,6 +28,7 @@ type report struct {
 	Crowd      crowdFigures        `json:"crowd,omitzero"`
 	Records    recordFigures       `json:"records,omitzero"`
 	Fleet      fleetFigures        `json:"fleet,omitzero"`
+	Downloads  slowFigures         `json:"downloads,omitzero"`
 }
 
 type machineFigures struct {
@@ -246,6 +247,20 @@ func (r *report) printLoad(row func(what, format string, args ...any)) {
 		row("fleet: ceiling, calls/s of an empty script", "%s", spread(f.Ceiling, 0))
 		row("fleet: Redis, of a processor, and at the ceiling", "%s, %s", spread(f.CPU, 3), spread(f.CeilingCPU, 3))
 		row("fleet: ratio to the ceiling", "%s", spread(f.Ratio, 3))
+	}
+	if f := r.Downloads; f.Clients > 0 {
+		row("downloads: slow clients, all begun after s, bytes/s of each", "%d, %.1f, %.0f", f.Clients, f.Begin, f.Each)
+		for _, u := range []struct {
+			when string
+			useFigure
+		}{{"before", f.Before}, {"during", f.During}, {"after", f.After}} {
+			row("downloads: API "+u.when+", MiB, goroutines, descriptors", "%.0f, %.0f, %.0f",
+				u.Memory, u.Goroutines, u.Descriptors)
+		}
+		row("downloads: peak memory of the API, MiB", "%.0f", f.Peak)
+		row("downloads: fast, alone, gzipped MB/s", "%s", spread(f.Alone, 0))
+		row("downloads: fast, beside them, gzipped MB/s", "%s", spread(f.Beside, 0))
+		row("downloads: ratio of the two", "%s", spread(f.Ratio, 2))
 	}
 }
 

@@ -46,6 +46,7 @@ var sections = []section{
 	{"crowd", (*bench).crowd},
 	{"records", (*bench).records},
 	{"fleet", (*bench).fleet},
+	{"downloads", (*bench).downloads},
 	{"parameters", (*bench).parameters}, // last: it changes the population
 }
 
