@@ -29,6 +29,7 @@ type report struct {
 	Records    recordFigures       `json:"records,omitzero"`
 	Fleet      fleetFigures        `json:"fleet,omitzero"`
 	Downloads  slowFigures         `json:"downloads,omitzero"`
+	Sweep      sweepFigures        `json:"sweep,omitzero"`
 }
 
 type machineFigures struct {
@@ -261,6 +262,12 @@ func (r *report) printLoad(row func(what, format string, args ...any)) {
 		row("downloads: fast, alone, gzipped MB/s", "%s", spread(f.Alone, 0))
 		row("downloads: fast, beside them, gzipped MB/s", "%s", spread(f.Beside, 0))
 		row("downloads: ratio of the two", "%s", spread(f.Ratio, 2))
+	}
+	if f := r.Sweep; f.Objects > 0 {
+		row("sweep: objects, jobs, objects of no job", "%d, %d, %d", f.Objects, f.Jobs, f.Orphans)
+		row("sweep: s, objects/s", "%.1f, %.0f", f.Seconds, f.Rate)
+		row("sweep: ratio to its interval", "%.4f of %.0f s", f.Ratio, f.Interval)
+		row("sweep: scheduler before, peak, MiB", "%.0f, %.0f", f.Before, f.Peak)
 	}
 }
 
