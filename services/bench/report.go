@@ -265,7 +265,7 @@ func (r *report) printLoad(row func(what, format string, args ...any)) {
 	}
 	if f := r.Sweep; f.Objects > 0 {
 		row("sweep: objects, jobs, objects of no job", "%d, %d, %d", f.Objects, f.Jobs, f.Orphans)
-		row("sweep: s, objects/s", "%.1f, %.0f", f.Seconds, f.Rate)
+		row("sweep: s, objects/s, finished", "%.1f, %.0f, %t", f.Seconds, f.Rate, f.Finished)
 		row("sweep: ratio to its interval", "%.4f of %.0f s", f.Ratio, f.Interval)
 		row("sweep: scheduler before, peak, MiB", "%.0f, %.0f", f.Before, f.Peak)
 	}
