@@ -57,7 +57,8 @@ func (b *bench) grantNeighbours(ctx context.Context, p population) error {
 	if err := os.WriteFile(path, []byte(file.String()), 0o600); err != nil {
 		return err
 	}
-	return b.sluice(ctx, "admin", "grant", "import", "--database", p.database, path)
+	return b.sluice(ctx, "admin", "grant", "import", "--yes", "--audit-log", filepath.Join(b.dir, "admin-audit.ndjson"),
+		"--database", p.database, path)
 }
 
 func neighbourNames() []string {
