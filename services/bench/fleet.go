@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 	"github.com/sluice-fhir/sluice/pkg/export"
 	"github.com/sluice-fhir/sluice/pkg/jobstore"
 	"github.com/sluice-fhir/sluice/pkg/platform/envconfig"
+	"github.com/sluice-fhir/sluice/pkg/queue"
 	"github.com/sluice-fhir/sluice/pkg/redisclient"
 	"github.com/sluice-fhir/sluice/services/worker/pipeline"
 )
@@ -26,12 +28,13 @@ const (
 	fleetJobs    = 10
 	fleetUnit    = 10 * time.Second // duration of a unit
 	fleetWindow  = 20 * time.Second // in which the costs are measured
-	fleetCeiling = 5 * time.Second  // the same for the ceiling
+	fleetCeiling = 5 * time.Second  // the same for the ceiling and the polls
 	fleetCallers = 64               // of the ceiling
+	fleetIdle    = 10               // workers that poll the queues
 )
 
 // fleetFigures are of workers that run units without work: each call is that of a real worker to the job store. They do
-// not poll the queues, which section costs measures.
+// not poll the queues; the polls of a few idle workers are measured apart.
 type fleetFigures struct {
 	Workers     int       `json:"workers"`
 	Connections []float64 `json:"redis_connections"`
@@ -44,6 +47,8 @@ type fleetFigures struct {
 	Ceiling     []float64 `json:"ceiling_calls_per_second"` // of an empty script
 	CeilingCPU  []float64 `json:"ceiling_redis_cpu"`
 	Ratio       []float64 `json:"ratio_to_ceiling"`
+	Polls       []float64 `json:"poll_commands_per_second"` // of one idle worker
+	PollCPU     []float64 `json:"poll_redis_cpu"`           // the same, of a processor
 }
 
 // fleet has many simulated workers claim, keep alive and commit units. Each has a job store with connections of its own.
@@ -61,6 +66,9 @@ func (b *bench) fleet(ctx context.Context) (err error) {
 			return err
 		}
 		if err := fleetOnce(ctx, url, client, f); err != nil {
+			return err
+		}
+		if err := fleetPolls(ctx, url, client, f); err != nil {
 			return err
 		}
 		last := len(f.Calls) - 1
@@ -97,6 +105,38 @@ func fleetCeilingOf(ctx context.Context, client *redis.Client, f *fleetFigures) 
 	after, err := tell(ctx, client)
 	f.Ceiling = append(f.Ceiling, float64(calls.Load())/took)
 	f.CeilingCPU = append(f.CeilingCPU, (after.cpu-before.cpu)/took)
+	return err
+}
+
+// fleetPolls measures how idle workers poll the queues.
+func fleetPolls(ctx context.Context, url string, client *redis.Client, f *fleetFigures) (err error) {
+	ctx, stop := context.WithCancel(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	defer func() {
+		stop()
+		err = errors.Join(err, group.Wait())
+	}()
+	for range fleetIdle {
+		group.Go(func() error {
+			return queue.Serve(ctx, queue.ServerConfig{
+				URL: url, Concurrency: 3, Express: 2, Logger: slog.New(slog.DiscardHandler),
+			}, queue.Handlers{Unit: func(context.Context, queue.Task) error { return nil }})
+		})
+	}
+	if err := pause(ctx, time.Second); err != nil {
+		return err
+	}
+	before, err := tell(ctx, client)
+	if err != nil {
+		return err
+	}
+	if err := pause(ctx, fleetCeiling); err != nil {
+		return err
+	}
+	after, err := tell(ctx, client)
+	of := fleetIdle * fleetCeiling.Seconds()
+	f.Polls = append(f.Polls, (after.commands-before.commands)/of)
+	f.PollCPU = append(f.PollCPU, (after.cpu-before.cpu)/of)
 	return err
 }
 

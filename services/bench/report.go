@@ -248,6 +248,7 @@ func (r *report) printLoad(row func(what, format string, args ...any)) {
 		row("fleet: ceiling, calls/s of an empty script", "%s", spread(f.Ceiling, 0))
 		row("fleet: Redis, of a processor, and at the ceiling", "%s, %s", spread(f.CPU, 3), spread(f.CeilingCPU, 3))
 		row("fleet: ratio to the ceiling", "%s", spread(f.Ratio, 3))
+		row("fleet: an idle worker polls, commands/s, of a processor", "%s, %s", spread(f.Polls, 0), spread(f.PollCPU, 4))
 	}
 	if f := r.Downloads; f.Clients > 0 {
 		row("downloads: slow clients, all begun after s, bytes/s of each", "%d, %.1f, %.0f", f.Clients, f.Begin, f.Each)
