@@ -38,7 +38,7 @@ func (b *bench) api(ctx context.Context) error {
 	}
 	var jobs []string // status URLs
 	m, err := load(ctx, callers, kickoffs,
-		func(int) vegeta.Target { return d.kickOff(token) },
+		func(int) vegeta.Target { return d.kickOff("ten", token) },
 		func(r *vegeta.Result) error {
 			jobs = append(jobs, r.Headers.Get("Content-Location"))
 			return wantAccepted(r)
@@ -54,7 +54,7 @@ func (b *bench) api(ctx context.Context) error {
 		return err
 	}
 	f.Polls = figuresOf(m)
-	return b.downloads(ctx, p, f)
+	return b.downloadRates(ctx, p, f)
 }
 
 func figuresOf(m vegeta.Metrics) callFigures {
@@ -64,8 +64,8 @@ func figuresOf(m vegeta.Metrics) callFigures {
 	}
 }
 
-// downloads fetches every file of the population: from MinIO, through the API as stored, and decompressed by the API.
-func (b *bench) downloads(ctx context.Context, p population, f *apiFigures) error {
+// downloadRates fetches every file of the population: from MinIO, through the API as stored, and decompressed by the API.
+func (b *bench) downloadRates(ctx context.Context, p population, f *apiFigures) error {
 	d, err := b.deploy(ctx, p, 1)
 	if err != nil {
 		return err

@@ -86,10 +86,8 @@ func (b *bench) costs(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(costsIdle):
+	if err := pause(ctx, costsIdle); err != nil {
+		return err
 	}
 	after, err := tell(ctx, client)
 	if err != nil {

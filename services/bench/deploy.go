@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +31,7 @@ type deployment struct {
 	issuer    *development.Issuer
 	client    *bulkclient.Client
 	api       *service
+	scheduler *service
 	workers   []*service
 	processes []*service
 
@@ -83,12 +86,7 @@ func (b *bench) deployWith(
 	if err != nil {
 		return d, err
 	}
-	common := []string{
-		"SLUICE_REDIS_URL=" + d.redis,
-		"SLUICE_S3_ENDPOINT=" + b.servers.s3.Scheme + "://" + b.servers.s3.Host,
-		"SLUICE_S3_ACCESS_KEY=" + b.servers.s3.User.Username(), "SLUICE_S3_SECRET_KEY=" + b.servers.secret(),
-		"SLUICE_S3_BUCKET=" + d.bucket,
-	}
+	common := b.servers.settings(d.redis, d.bucket)
 	start := func(name string, env ...string) (*service, error) {
 		p, err := startService(filepath.Join(b.binaries, name), append(slices.Clone(common), env...))
 		if err == nil {
@@ -101,7 +99,7 @@ func (b *bench) deployWith(
 	if err != nil {
 		return d, err
 	}
-	if _, err = start("scheduler"); err != nil {
+	if d.scheduler, err = start("scheduler"); err != nil {
 		return d, err
 	}
 	d.startWorker = func(more ...string) (*service, error) {
@@ -223,6 +221,29 @@ func (s *service) claims() []claim {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.claimed)
+}
+
+// metrics returns the service's metrics by their series, such as `go_goroutines` or `name{label="value"}`.
+func (s *service) metrics(ctx context.Context) (map[string]float64, error) {
+	addresses, err := s.Ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := plain(ctx, "http://"+addresses["private"]+"/metrics", "")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	series := map[string]float64{}
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		line := lines.Text()
+		space := max(strings.LastIndexByte(line, ' '), 0)
+		if value, err := strconv.ParseFloat(strings.TrimSpace(line[space:]), 64); err == nil { // not a comment
+			series[line[:space]] = value
+		}
+	}
+	return series, lines.Err()
 }
 
 func freeAddr(ctx context.Context) (string, error) {

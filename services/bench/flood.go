@@ -57,7 +57,8 @@ func (b *bench) grantNeighbours(ctx context.Context, p population) error {
 	if err := os.WriteFile(path, []byte(file.String()), 0o600); err != nil {
 		return err
 	}
-	return b.sluice(ctx, "admin", "grant", "import", "--database", p.database, path)
+	return b.sluice(ctx, "admin", "grant", "import", "--yes", "--audit-log", filepath.Join(b.dir, "admin-audit.ndjson"),
+		"--database", p.database, path)
 }
 
 func neighbourNames() []string {
@@ -87,7 +88,7 @@ func (d *deployment) flood(ctx context.Context, f *floodFigures) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
 		flood, err = load(groupCtx, callers, floodKickOffs,
-			func(int) vegeta.Target { return d.kickOff(tokens[subject]) },
+			func(int) vegeta.Target { return d.kickOff("ten", tokens[subject]) },
 			func(r *vegeta.Result) error {
 				if r.Code != http.StatusAccepted && r.Code != http.StatusTooManyRequests {
 					return fmt.Errorf("flood: status %d", r.Code)
@@ -120,7 +121,7 @@ func (d *deployment) neighbours(ctx context.Context, tokens map[string]string) (
 	token := func(i int) string { return tokens[names[i%neighbours]] }
 	var jobs []string // status URLs, in the order of the kick-offs
 	metrics, err := load(ctx, 1, count,
-		func(i int) vegeta.Target { return d.kickOff(token(i)) },
+		func(i int) vegeta.Target { return d.kickOff("ten", token(i)) },
 		func(r *vegeta.Result) error {
 			jobs = append(jobs, r.Headers.Get("Content-Location"))
 			return wantAccepted(r)
@@ -134,7 +135,7 @@ func (d *deployment) neighbours(ctx context.Context, tokens map[string]string) (
 	return milliseconds(metrics.Latencies.P99), err
 }
 
-// kickOff returns a kick-off request for the group of ten.
-func (d *deployment) kickOff(token string) vegeta.Target {
-	return authorized(http.MethodGet, d.base+"/Group/ten/$export", token)
+// kickOff returns a kick-off request for the group.
+func (d *deployment) kickOff(group, token string) vegeta.Target {
+	return authorized(http.MethodGet, d.base+"/Group/"+group+"/$export", token)
 }

@@ -53,11 +53,19 @@ func (d *deployment) await(ctx context.Context, job bulkclient.Job, percent int)
 		if err != nil || complete || done >= percent {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(pollEvery):
+		if err := pause(ctx, pollEvery); err != nil {
+			return err
 		}
+	}
+}
+
+// pause waits that long, or until the context ends.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
 	}
 }
 
@@ -87,6 +95,10 @@ func (d *deployment) poll(ctx context.Context, job bulkclient.Job) (complete boo
 
 // get sends a request with a token; encoding is the Accept-Encoding, "" for none.
 func (d *deployment) get(ctx context.Context, url, encoding string) (*http.Response, error) {
+	return d.getBy(ctx, http.DefaultClient, url, encoding)
+}
+
+func (d *deployment) getBy(ctx context.Context, client *http.Client, url, encoding string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -100,7 +112,7 @@ func (d *deployment) get(ctx context.Context, url, encoding string) (*http.Respo
 		encoding = "identity"
 	}
 	req.Header.Set("Accept-Encoding", encoding) // set explicitly, so that the transport does not decompress
-	return http.DefaultClient.Do(req)
+	return client.Do(req)
 }
 
 // discard reads a response to its end and returns its length.

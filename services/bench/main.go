@@ -2,7 +2,8 @@
 // services into bin/ and starts a Redis, an S3 server and a PostgreSQL.
 //
 // Each file is a section of the report, in this order: throughput, fairness, cohorts, recovery, api, flood, memory,
-// costs.
+// costs, crowd, records, fleet, downloads, sweep, parameters. The five from crowd on are for load; the sweep of a million
+// objects takes the longest.
 package main
 
 import (
@@ -18,6 +19,8 @@ func main() {
 	var opts options
 	flag.IntVar(&opts.patients, "patients", 5200, "patients of the largest population; about 0.41 MB each")
 	flag.IntVar(&opts.rounds, "rounds", 5, "number of rounds for each figure")
+	flag.IntVar(&opts.records, "records", 20_000, "ended jobs that the section records keeps")
+	flag.IntVar(&opts.objects, "objects", 1_000_000, "objects of the section sweep")
 	flag.StringVar(&opts.only, "only", "", "sections to measure, such as throughput,api; default: all")
 	flag.StringVar(&opts.binaries, "bin", "bin", "folder of the services")
 	flag.StringVar(&opts.json, "json", "", "file to write the figures to")

@@ -25,6 +25,11 @@ type report struct {
 	Flood      floodFigures        `json:"flood,omitzero"`
 	Memory     memoryFigures       `json:"memory,omitzero"`
 	Costs      costFigures         `json:"costs,omitzero"`
+	Crowd      crowdFigures        `json:"crowd,omitzero"`
+	Records    recordFigures       `json:"records,omitzero"`
+	Fleet      fleetFigures        `json:"fleet,omitzero"`
+	Downloads  slowFigures         `json:"downloads,omitzero"`
+	Sweep      sweepFigures        `json:"sweep,omitzero"`
 }
 
 type machineFigures struct {
@@ -210,7 +215,61 @@ func (r *report) print(out io.Writer) error {
 		row("costs: Redis, of a unit of a complete job", "%.0f bytes", f.Kept)
 		row("costs: object store, of a unit, requests, writes", "%.1f, %.1f", f.Requests, f.Writes)
 	}
+	r.printLoad(row)
 	return w.Flush()
+}
+
+// printLoad writes the sections for load.
+func (r *report) printLoad(row func(what, format string, args ...any)) {
+	if f := r.Crowd; len(f.Rate) > 0 {
+		row("crowd: jobs of ten patients, of the population, workers", "%d, %d, %d", crowdSmall, crowdLarge, crowdWorkers)
+		row("crowd: MB/s, jobs/s", "%s, %s", spread(f.Rate, 0), spread(f.Jobs, 1))
+		row("crowd: jobs of ten patients per second, until their last", "%s", spread(f.SmallJobs, 1))
+		row("crowd: p99 of kick-off, of status, ms", "%s, %s", spread(f.KickOff, 1), spread(f.Status, 1))
+		row("crowd: ten patients, alone, s", "%s", spread(f.Alone, 2))
+		row("crowd: ten patients, median and worst, s", "%s, %s", spread(f.Median, 2), spread(f.Worst, 2))
+		row("crowd: ratio to alone, median and worst", "%s, %s", spread(f.Ratio, 1), spread(f.WorstRatio, 1))
+		row("crowd: progress of the population's jobs by then, %", "%s", spread(f.Population, 0))
+	}
+	if f := r.Records; f.Held > 0 {
+		row("records: jobs kept, files of each, Redis, bytes of each", "%d, %d, %.0f", f.Held, f.Files, f.Bytes)
+		for _, p := range f.Passes {
+			row("records: "+p.Name+" with few jobs, with all, ms", "%s, %s: %.4f of its interval of %.0f s",
+				spread(p.Few, 1), spread(p.Many, 1), median(p.Many)/1000/p.Every, p.Every)
+		}
+		row("records: p99 of status with few jobs, with all, ms", "%s, %s", spread(f.Few, 1), spread(f.Many, 1))
+		row("records: ratio of the two", "%s", spread(f.Ratio, 2))
+	}
+	if f := r.Fleet; f.Workers > 0 {
+		row("fleet: workers, connections of Redis", "%d, %s", f.Workers, spread(f.Connections, 0))
+		row("fleet: calls/s, commands/s with those in scripts", "%s, %s", spread(f.Calls, 0), spread(f.Commands, 0))
+		row("fleet: p99 of heartbeat, claim, commit, ms", "%s, %s, %s",
+			spread(f.Heartbeat, 1), spread(f.Claim, 1), spread(f.Commit, 1))
+		row("fleet: ceiling, calls/s of an empty script", "%s", spread(f.Ceiling, 0))
+		row("fleet: Redis, of a processor, and at the ceiling", "%s, %s", spread(f.CPU, 3), spread(f.CeilingCPU, 3))
+		row("fleet: ratio to the ceiling", "%s", spread(f.Ratio, 3))
+		row("fleet: an idle worker polls, commands/s, of a processor", "%s, %s", spread(f.Polls, 0), spread(f.PollCPU, 4))
+	}
+	if f := r.Downloads; f.Clients > 0 {
+		row("downloads: slow clients, all begun after s, bytes/s of each", "%d, %.1f, %.0f", f.Clients, f.Begin, f.Each)
+		for _, u := range []struct {
+			when string
+			useFigure
+		}{{"before", f.Before}, {"during", f.During}, {"after", f.After}} {
+			row("downloads: API "+u.when+", MiB, goroutines, descriptors", "%.0f, %.0f, %.0f",
+				u.Memory, u.Goroutines, u.Descriptors)
+		}
+		row("downloads: peak memory of the API, MiB", "%.0f", f.Peak)
+		row("downloads: fast, alone, gzipped MB/s", "%s", spread(f.Alone, 0))
+		row("downloads: fast, beside them, gzipped MB/s", "%s", spread(f.Beside, 0))
+		row("downloads: ratio of the two", "%s", spread(f.Ratio, 2))
+	}
+	if f := r.Sweep; f.Objects > 0 {
+		row("sweep: objects, jobs, objects of no job", "%d, %d, %d", f.Objects, f.Jobs, f.Orphans)
+		row("sweep: s, objects/s, finished", "%.1f, %.0f, %t", f.Seconds, f.Rate, f.Finished)
+		row("sweep: ratio to its interval", "%.4f of %.0f s", f.Ratio, f.Interval)
+		row("sweep: scheduler before, peak, MiB", "%.0f, %.0f", f.Before, f.Peak)
+	}
 }
 
 // machine describes the machine, as far as the system reports it.

@@ -14,6 +14,7 @@ import (
 
 type options struct {
 	patients, rounds              int
+	records, objects              int
 	only, binaries, json, profile string
 }
 
@@ -42,6 +43,11 @@ var sections = []section{
 	{"flood", (*bench).flood},
 	{"memory", (*bench).memory},
 	{"costs", (*bench).costs},
+	{"crowd", (*bench).crowd},
+	{"records", (*bench).records},
+	{"fleet", (*bench).fleet},
+	{"downloads", (*bench).downloads},
+	{"sweep", (*bench).sweep},
 	{"parameters", (*bench).parameters}, // last: it changes the population
 }
 
@@ -58,6 +64,9 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 	}
 	if opts.rounds < 1 || opts.patients < 160 {
 		return errors.New("at least 1 round and 160 patients are required")
+	}
+	if opts.records < 1 || opts.objects < 1 {
+		return errors.New("--records and --objects must be positive")
 	}
 	b := &bench{options: opts, populations: map[int]population{}}
 	if b.servers, err = findServers(); err != nil {

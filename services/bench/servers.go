@@ -43,6 +43,14 @@ func (s *servers) secret() string {
 	return secret
 }
 
+// settings are those of a service that uses the stores.
+func (s *servers) settings(redis, bucket string) []string {
+	return []string{
+		"SLUICE_REDIS_URL=" + redis, "SLUICE_S3_ENDPOINT=" + s.s3.Scheme + "://" + s.s3.Host,
+		"SLUICE_S3_ACCESS_KEY=" + s.s3.User.Username(), "SLUICE_S3_SECRET_KEY=" + s.secret(), "SLUICE_S3_BUCKET=" + bucket,
+	}
+}
+
 func (s *servers) newBucket(ctx context.Context) (*objects.Store, string, error) {
 	bucket := "bench-" + uuid.NewString()
 	store, err := objects.Open(objects.Config{

@@ -120,16 +120,19 @@ func (d *deployment) remove(ctx context.Context, job bulkclient.Job) error {
 	if err := d.client.Cancel(ctx, job); err != nil {
 		return err
 	}
+	return d.awaitEmpty(ctx, "jobs/"+lastPart(job.StatusURL)+"/")
+}
+
+// awaitEmpty waits until the bucket has no object below the prefix.
+func (d *deployment) awaitEmpty(ctx context.Context, prefix string) error {
 	for {
 		left := 0
-		err := d.store.List(ctx, "jobs/"+lastPart(job.StatusURL)+"/", func(objects.Info) error { left++; return nil })
+		err := d.store.List(ctx, prefix, func(objects.Info) error { left++; return nil })
 		if err != nil || left == 0 {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(pollEvery):
+		if err := pause(ctx, pollEvery); err != nil {
+			return err
 		}
 	}
 }
