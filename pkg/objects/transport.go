@@ -36,9 +36,8 @@ func newTransport(roots *x509.CertPool) *http.Transport {
 		IdleConnTimeout:       idleTimeout,
 		MaxIdleConns:          64,
 		MaxIdleConnsPerHost:   64,
-		WriteBufferSize:       64 << 10,
-		ReadBufferSize:        64 << 10,
-		DisableCompression:    true, // files are stored and served gzipped
+		WriteBufferSize:       16 << 10, // the API holds one for each download; readers have buffers of their own
+		DisableCompression:    true,     // files are stored and served gzipped
 	}
 }
 
