@@ -13,7 +13,7 @@ import (
 )
 
 // Issue hands waiting units of the job to the queue, up to the number that may be outstanding. A unit that is not
-// enqueued because of an error is enqueued by the next rescue.
+// enqueued because of an error is enqueued by IssueAgain or, after the silence of a lost worker, by a rescue.
 func (l *Lifecycle) Issue(ctx context.Context, id export.JobID) error {
 	most, err := l.Queue.Outstanding(ctx, l.Outstanding)
 	if err != nil {
@@ -23,11 +23,39 @@ func (l *Lifecycle) Issue(ctx context.Context, id export.JobID) error {
 	if errors.Is(err, export.ErrNotLive) {
 		return nil
 	}
-	var errs []error
-	for _, lease := range issued {
-		errs = append(errs, l.enqueue(ctx, queue.TaskOf(lease)))
+	return errors.Join(l.enqueueAll(ctx, issued), err)
+}
+
+// IssueAgain repeats an Issue that has failed. The units that it had issued and not enqueued come first.
+func (l *Lifecycle) IssueAgain(ctx context.Context, id export.JobID, failed error) error {
+	var unqueued *unqueuedError
+	if errors.As(failed, &unqueued) {
+		if err := l.enqueueAll(ctx, unqueued.units); err != nil {
+			return err
+		}
 	}
-	return errors.Join(append(errs, err)...)
+	return l.Issue(ctx, id)
+}
+
+// unqueuedError is the error of units that are issued and not in the queue.
+type unqueuedError struct {
+	units []export.Lease
+	error
+}
+
+func (e *unqueuedError) Unwrap() error { return e.error }
+
+func (l *Lifecycle) enqueueAll(ctx context.Context, issued []export.Lease) error {
+	var unqueued unqueuedError
+	for _, lease := range issued {
+		if err := l.enqueue(ctx, queue.TaskOf(lease)); err != nil {
+			unqueued = unqueuedError{append(unqueued.units, lease), err}
+		}
+	}
+	if unqueued.units == nil {
+		return nil
+	}
+	return &unqueued
 }
 
 // Release gives the unit back under a new fence, to run after the delay, and enqueues it.
@@ -90,7 +118,7 @@ func (l *Lifecycle) CloseFailed(ctx context.Context, lease export.Lease, reason 
 }
 
 // Commit closes the unit with its result and issues further units. issueErr is the error of the latter after a successful
-// commit; the next rescue enqueues those units.
+// commit, for IssueAgain.
 func (l *Lifecycle) Commit(ctx context.Context, lease export.Lease, commit jobstore.Commit) (issueErr, err error) {
 	spanCtx, span := telemetry.StartSpan(ctx, "commit")
 	err = l.Store.Commit(spanCtx, lease, commit)

@@ -299,7 +299,7 @@ func (w *Worker) commit(ctx context.Context, log *slog.Logger, lease export.Leas
 	if err != nil {
 		return err
 	}
-	w.closed(log, issueErr)
+	w.closed(ctx, log, lease.Job, issueErr)
 	if commit.Seal != nil {
 		w.metrics.jobs.WithLabelValues(jobCompleted).Inc()
 		w.clear(ctx, lease.Job)
@@ -307,11 +307,19 @@ func (w *Worker) commit(ctx context.Context, log *slog.Logger, lease export.Leas
 	return nil
 }
 
-// closed updates the metrics and the log after a unit was closed.
-func (w *Worker) closed(log *slog.Logger, issueErr error) {
+// closed updates the metrics after a unit was closed. If further units could not be issued, it goes on trying: a rescue
+// would not find them before the silence of a lost worker is over.
+func (w *Worker) closed(ctx context.Context, log *slog.Logger, job export.JobID, issueErr error) {
 	w.metrics.committed.SetToCurrentTime()
-	if issueErr != nil {
-		log.Warn("units are left to the rescue", "err", issueErr)
+	if issueErr == nil {
+		return
+	}
+	err := outlast(ctx, log, func() error {
+		issueErr = w.lifecycle.IssueAgain(ctx, job, issueErr)
+		return issueErr
+	})
+	if err != nil {
+		log.Warn("units are left to the rescue", "err", err)
 	}
 }
 
@@ -335,6 +343,6 @@ func (w *Worker) giveUp(ctx context.Context, log *slog.Logger, lease export.Leas
 		return err
 	}
 	w.metrics.gaveUp.Inc()
-	w.closed(log, issueErr)
+	w.closed(ctx, log, lease.Job, issueErr)
 	return nil
 }

@@ -259,6 +259,38 @@ func TestAnOutageOfRedisDuringAUnit(t *testing.T) {
 	fx.outcome(fx.finish(w, task.Job)).wantLines(t, patient(1), patient(2), patient(3))
 }
 
+// Units that could not be enqueued after a commit do not wait for a rescue, which comes after the silence of a lost worker.
+func TestUnitsAreEnqueuedAfterAnOutageOfTheQueue(t *testing.T) {
+	for name, outstanding := range map[string]int{"units that are issued": 5, "units that are not issued yet": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			all, _, _ := clinical(t)
+			fx := newFixture(t, all, members...)
+			fx.cfg.Outstanding = outstanding
+			server := miniredis.RunT(t)
+			must(t, fx.tasks.Close())
+			var err error
+			fx.tasks, err = queue.Open("redis://" + server.Addr())
+			must(t, err)
+			server.SetError("LOADING")
+			id := fx.kickOff("Patient")
+			w, ended := fx.worker(), make(chan error)
+			go func() {
+				ended <- w.Handle(t.Context(), queue.Task{Kind: export.KindPlan, Job: id, Unit: export.PlanUnit, Fence: 1})
+			}()
+			fx.waitLog("waiting for Redis")
+			server.SetError("")
+			must(t, <-ended)
+			queued, err := fx.tasks.Queued(t.Context(), []queue.Task{{
+				Kind: export.KindExport, Job: id, Unit: "Patient-00000", Fence: 1, Short: true,
+			}})
+			if err != nil || !queued[0] {
+				t.Errorf("the unit is in the queue: %v (%v)", queued, err)
+			}
+		})
+	}
+}
+
 func TestAUnitThatIsRescuedDuringAnOutageOfRedis(t *testing.T) { // pitfall 28
 	t.Parallel()
 	all, _, _ := clinical(t)
