@@ -31,24 +31,25 @@ type bench struct {
 type section struct {
 	name    string
 	measure func(*bench, context.Context) error
+	named   bool // measured only if it is named: it is about load, and may take long
 }
 
 // sections are measured in this order.
 var sections = []section{
-	{"throughput", (*bench).throughput},
-	{"fairness", (*bench).fairness},
-	{"cohorts", (*bench).cohorts},
-	{"recovery", (*bench).recovery},
-	{"api", (*bench).api},
-	{"flood", (*bench).flood},
-	{"memory", (*bench).memory},
-	{"costs", (*bench).costs},
-	{"crowd", (*bench).crowd},
-	{"records", (*bench).records},
-	{"fleet", (*bench).fleet},
-	{"downloads", (*bench).downloads},
-	{"sweep", (*bench).sweep},
-	{"parameters", (*bench).parameters}, // last: it changes the population
+	{"throughput", (*bench).throughput, false},
+	{"fairness", (*bench).fairness, false},
+	{"cohorts", (*bench).cohorts, false},
+	{"recovery", (*bench).recovery, false},
+	{"api", (*bench).api, false},
+	{"flood", (*bench).flood, false},
+	{"memory", (*bench).memory, false},
+	{"costs", (*bench).costs, false},
+	{"crowd", (*bench).crowd, true},
+	{"records", (*bench).records, true},
+	{"fleet", (*bench).fleet, true},
+	{"downloads", (*bench).downloads, true},
+	{"sweep", (*bench).sweep, true},
+	{"parameters", (*bench).parameters, false}, // last: it changes the population
 }
 
 func run(ctx context.Context, opts options, out io.Writer) (err error) {
@@ -78,7 +79,7 @@ func run(ctx context.Context, opts options, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
 	b.report.Machine = machine()
 	for _, section := range sections {
-		if len(wanted) > 0 && !slices.Contains(wanted, section.name) {
+		if !slices.Contains(wanted, section.name) && (len(wanted) > 0 || section.named) {
 			continue
 		}
 		began := time.Now()
