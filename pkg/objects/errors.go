@@ -25,8 +25,8 @@ func failure(ctx context.Context, err error) error {
 		return nil
 	}
 	if ended := ctx.Err(); ended != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, export.ErrUnavailable) { // a deadline of this package
-			return cause
+		if errors.Is(context.Cause(ctx), errSilent) { // not a deadline of the caller
+			return errSilent
 		}
 		return ended
 	}
