@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/alicebob/miniredis/v2"
 	"go.uber.org/goleak"
 
+	"github.com/sluice-fhir/sluice/pkg/testenv"
 	"github.com/sluice-fhir/sluice/services/config/configtest"
 )
 
@@ -77,7 +77,7 @@ func TestCheckConfig(t *testing.T) {
 
 // The service starts while Redis is down and is not ready. It serves when Redis is back, and stops without leaks.
 func TestStartWithoutRedisAndStop(t *testing.T) {
-	redis := miniredis.RunT(t)
+	redis := testenv.EmbeddedRedis(t)
 	address := redis.Addr()
 	redis.Close()
 	already := goleak.IgnoreCurrent()

@@ -89,7 +89,7 @@ func newFixture(t testing.TB, change func(*tokenapi.Config)) *fixture {
 // embeddedFixture runs on an embedded Redis, which tests can stop.
 func embeddedFixture(t testing.TB) (*fixture, *miniredis.Miniredis) {
 	t.Helper()
-	redis := miniredis.RunT(t)
+	redis := testenv.EmbeddedRedis(t)
 	return fixtureOn(t, "redis://"+redis.Addr(), nil), redis
 }
 
