@@ -189,7 +189,7 @@ func refusal(resp *http.Response) error {
 
 var htmlTitle = regexp.MustCompile(`(?is)<(?:title|h1)[^>]*>([^<]*)<`)
 
-// textOf returns the begin of the body of a refusal that is not an OperationOutcome, or the title of a page.
+// textOf returns the start of the body of a refusal that is not an OperationOutcome, or the title of a page.
 func textOf(body []byte) string {
 	const most = 200
 	text := string(body)

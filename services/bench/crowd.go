@@ -41,11 +41,7 @@ type crowdFigures struct {
 
 // crowd exports ten patients many times and the population a few times, all at once.
 func (b *bench) crowd(ctx context.Context) (err error) {
-	p, err := b.population(ctx, b.patients)
-	if err != nil {
-		return err
-	}
-	d, err := b.deploy(ctx, p, crowdWorkers)
+	d, err := b.deployLargest(ctx, crowdWorkers)
 	if err != nil {
 		return err
 	}

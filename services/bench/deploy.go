@@ -53,6 +53,15 @@ func (b *bench) deploy(ctx context.Context, p population, workers int, more ...s
 	}, more...)
 }
 
+// deployLargest starts a deployment on the largest population, as deploy does.
+func (b *bench) deployLargest(ctx context.Context, workers int) (*deployment, error) {
+	p, err := b.population(ctx, b.patients)
+	if err != nil {
+		return nil, err
+	}
+	return b.deploy(ctx, p, workers)
+}
+
 // deployWith starts a deployment with the given settings of the API and additional settings of the workers.
 func (b *bench) deployWith(
 	ctx context.Context, p population, workers int, api []string, more ...string,

@@ -46,11 +46,7 @@ type useFigure struct {
 
 // downloads measures the API during many slow downloads, and a fast one beside them.
 func (b *bench) downloads(ctx context.Context) error {
-	p, err := b.population(ctx, b.patients)
-	if err != nil {
-		return err
-	}
-	d, err := b.deploy(ctx, p, 1)
+	d, err := b.deployLargest(ctx, 1)
 	if err != nil {
 		return err
 	}

@@ -12,11 +12,7 @@ const startAt = 5
 
 // fairness exports ten patients, alone and in the middle of a population's export.
 func (b *bench) fairness(ctx context.Context) error {
-	p, err := b.population(ctx, b.patients)
-	if err != nil {
-		return err
-	}
-	d, err := b.deploy(ctx, p, 1)
+	d, err := b.deployLargest(ctx, 1)
 	if err != nil {
 		return err
 	}

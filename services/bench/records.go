@@ -43,11 +43,7 @@ type passFigures struct {
 
 // records measures the scheduler's passes and status polls with few ended jobs and with many.
 func (b *bench) records(ctx context.Context) (err error) {
-	p, err := b.population(ctx, b.patients)
-	if err != nil {
-		return err
-	}
-	d, err := b.deploy(ctx, p, 1)
+	d, err := b.deployLargest(ctx, 1)
 	if err != nil {
 		return err
 	}

@@ -10,11 +10,7 @@ import (
 
 // recovery kills one of two workers in the middle of a population's export.
 func (b *bench) recovery(ctx context.Context) error {
-	p, err := b.population(ctx, b.patients)
-	if err != nil {
-		return err
-	}
-	d, err := b.deploy(ctx, p, 2)
+	d, err := b.deployLargest(ctx, 2)
 	if err != nil {
 		return err
 	}

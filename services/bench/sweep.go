@@ -82,11 +82,7 @@ func (b *bench) sweep(ctx context.Context) (err error) {
 
 // sweepModel returns the job whose objects fill the bucket.
 func (b *bench) sweepModel(ctx context.Context) (like model, err error) {
-	p, err := b.population(ctx, b.patients)
-	if err != nil {
-		return like, err
-	}
-	d, err := b.deploy(ctx, p, 1)
+	d, err := b.deployLargest(ctx, 1)
 	if err != nil {
 		return like, err
 	}

@@ -139,7 +139,7 @@ func (c *client) gone(answer error) (string, error) {
 	switch {
 	case c.events.lostSince(live.Add(-time.Second)):
 		return "lost", nil
-	case time.Since(live) > c.system.opts.retention/2: // it counts from the begin of the seal, which may wait for a server
+	case time.Since(live) > c.system.opts.retention/2: // it counts from the start of the seal, which may wait for a server
 		return "expired", nil
 	case c.events.anySince(live.Add(-time.Second), func(f *fault) bool { return f.early }):
 		return "expired early", nil

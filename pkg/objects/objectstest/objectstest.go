@@ -583,12 +583,12 @@ func (s suite) down(t *testing.T) {
 	must(t, store.Check(t.Context()))
 }
 
-// hangs: the store accepts requests and never responds; every call ends with its context. The begin of an upload ends by
+// hangs: the store accepts requests and never responds; every call ends with its context. The start of an upload ends by
 // itself, which is an outage.
 func (s suite) hangs(t *testing.T) {
 	store, proxy, _ := s.openBehind(t)
 	proxy.Hang()
-	t.Run("begin of an upload", func(t *testing.T) {
+	t.Run("start of an upload", func(t *testing.T) {
 		t.Parallel() // it takes 20 s
 		w := store.Create(t.Context(), "hangs", "")
 		_, err := w.Write(random(partSize + 1))
