@@ -116,7 +116,7 @@ func (s *service) full(ctx context.Context, running []export.JobID) error {
 const longestHold = time.Hour
 
 // checkQuota refuses a new export while its owner holds too many finished ones or too many bytes of them, or while Redis
-// has too little memory left. Each finished export holds about 10 KB of Redis until it expires.
+// has too little memory left. Each finished export holds about 1.3 kB of Redis for each file until it expires.
 func (s *service) checkQuota(ctx context.Context, owner export.Owner) error {
 	if err := s.Jobs.Room(ctx); err != nil {
 		return err

@@ -26,6 +26,7 @@ type survey struct {
 	closed map[export.JobID]progress // of live jobs
 	moved  time.Time                 // when any of them last progressed; now while there is no live job
 	idle   bool                      // there was no live job at the last survey
+	beyond bool                      // there were uncounted jobs at the last survey
 }
 
 // progress is how far a live job is, and since when.
@@ -85,9 +86,12 @@ func (r *Runner) surveyOnce(ctx context.Context, s *survey) error {
 	if err != nil {
 		return err
 	}
-	if counts[uncounted] = max(active-surveyMost, 0) + max(ended-surveyMost, 0); counts[uncounted] > 0 {
+	counts[uncounted] = max(active-surveyMost, 0) + max(ended-surveyMost, 0)
+	beyond := counts[uncounted] > 0
+	if beyond && !s.beyond {
 		r.Logger.Warn("more jobs than a survey reads", "uncounted", counts[uncounted])
 	}
+	s.beyond = beyond
 	var open int64
 	var oldest time.Duration
 	for _, job := range live {
