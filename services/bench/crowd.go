@@ -29,7 +29,9 @@ type crowdFigures struct {
 	Status     []float64 `json:"status_p99_milliseconds"`
 	Rate       []float64 `json:"mb_per_second"` // until the last job is complete
 	Jobs       []float64 `json:"jobs_per_second"`
-	SmallJobs  []float64 `json:"small_jobs_per_second"` // until the last small one is complete
+	SmallOnly  []float64 `json:"small_only_jobs_per_second"` // without those of the population
+	SmallJobs  []float64 `json:"small_jobs_per_second"`      // until the last small one is complete
+	SmallRatio []float64 `json:"ratio_of_small_jobs_per_second"`
 	Alone      []float64 `json:"small_alone_seconds"`
 	Median     []float64 `json:"small_median_seconds"`
 	Worst      []float64 `json:"small_worst_seconds"`
@@ -66,40 +68,45 @@ func (b *bench) crowd(ctx context.Context) (err error) {
 		}
 	}
 	for range b.options.rounds {
+		if err := d.smallCrowd(ctx, store, f); err != nil {
+			return err
+		}
 		if err := d.crowd(ctx, store, f); err != nil {
 			return err
 		}
 	}
+	for i := range f.SmallJobs {
+		f.SmallRatio = append(f.SmallRatio, f.SmallJobs[i]/f.SmallOnly[i])
+	}
 	return nil
 }
 
-// crowd is one round.
+// smallCrowd is a round with the small jobs only.
+func (d *deployment) smallCrowd(ctx context.Context, store *jobstore.Store, f *crowdFigures) error {
+	began := time.Now()
+	small, _, _, err := d.kickOffs(ctx, 0)
+	if err != nil {
+		return err
+	}
+	if _, err := d.follow(ctx, small, nil, &vegeta.Metrics{}); err != nil {
+		return err
+	}
+	_, end, err := durations(ctx, store, small)
+	if err != nil {
+		return err
+	}
+	f.SmallOnly = append(f.SmallOnly, crowdSmall/end.Sub(began).Seconds())
+	return d.clear(ctx, small)
+}
+
+// crowd is a round.
 func (d *deployment) crowd(ctx context.Context, store *jobstore.Store, f *crowdFigures) error {
 	before, err := store.Committed(ctx)
 	if err != nil {
 		return err
 	}
-	token, err := d.Token(ctx, "")
-	if err != nil {
-		return err
-	}
-	var small, large []string // status URLs
 	began := time.Now()
-	kicked, err := load(ctx, callers, crowdSmall+crowdLarge,
-		func(i int) vegeta.Target {
-			if i%(crowdSmall/crowdLarge+1) == 0 {
-				return d.kickOff("all", token)
-			}
-			return d.kickOff("ten", token)
-		},
-		func(r *vegeta.Result) error {
-			to := &small
-			if strings.Contains(r.URL, "/all/") {
-				to = &large
-			}
-			*to = append(*to, r.Headers.Get("Content-Location"))
-			return wantAccepted(r)
-		})
+	small, large, kicked, err := d.kickOffs(ctx, crowdLarge)
 	if err != nil {
 		return err
 	}
@@ -131,6 +138,30 @@ func (d *deployment) crowd(ctx context.Context, store *jobstore.Store, f *crowdF
 	f.Rate = append(f.Rate, float64(after.Bytes-before.Bytes)/1e6/end.Sub(began).Seconds())
 	f.Jobs = append(f.Jobs, (crowdSmall+crowdLarge)/end.Sub(began).Seconds())
 	return d.clear(ctx, slices.Concat(small, large))
+}
+
+// kickOffs kicks off the small jobs and, spread among them, that many of the population. It returns their status URLs.
+func (d *deployment) kickOffs(ctx context.Context, population int) (small, large []string, m vegeta.Metrics, err error) {
+	token, err := d.Token(ctx, "")
+	if err != nil {
+		return nil, nil, m, err
+	}
+	m, err = load(ctx, callers, crowdSmall+population,
+		func(i int) vegeta.Target {
+			if population > 0 && i%(crowdSmall/population+1) == 0 {
+				return d.kickOff("all", token)
+			}
+			return d.kickOff("ten", token)
+		},
+		func(r *vegeta.Result) error {
+			to := &small
+			if strings.Contains(r.URL, "/all/") {
+				to = &large
+			}
+			*to = append(*to, r.Headers.Get("Content-Location"))
+			return wantAccepted(r)
+		})
+	return small, large, m, err
 }
 
 // follow polls all jobs until they are complete. It returns the progress of the large ones, in per cent, when the last

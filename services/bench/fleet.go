@@ -30,7 +30,7 @@ const (
 	fleetWindow  = 20 * time.Second // in which the costs are measured
 	fleetCeiling = 5 * time.Second  // the same for the ceiling and the polls
 	fleetCallers = 64               // of the ceiling
-	fleetIdle    = 10               // workers that poll the queues
+	fleetIdle    = 100              // workers that poll the queues
 )
 
 // fleetFigures are of workers that run units without work: each call is that of a real worker to the job store. They do

@@ -225,6 +225,8 @@ func (r *report) printLoad(row func(what, format string, args ...any)) {
 		row("crowd: jobs of ten patients, of the population, workers", "%d, %d, %d", crowdSmall, crowdLarge, crowdWorkers)
 		row("crowd: MB/s, jobs/s", "%s, %s", spread(f.Rate, 0), spread(f.Jobs, 1))
 		row("crowd: jobs of ten patients per second, until their last", "%s", spread(f.SmallJobs, 1))
+		row("crowd: the same without jobs of the population", "%s", spread(f.SmallOnly, 1))
+		row("crowd: ratio of the two", "%s", spread(f.SmallRatio, 2))
 		row("crowd: p99 of kick-off, of status, ms", "%s, %s", spread(f.KickOff, 1), spread(f.Status, 1))
 		row("crowd: ten patients, alone, s", "%s", spread(f.Alone, 2))
 		row("crowd: ten patients, median and worst, s", "%s, %s", spread(f.Median, 2), spread(f.Worst, 2))
