@@ -139,8 +139,9 @@ func (p *Postgres) Occupy(ctx context.Context) (free func(context.Context) error
 			return free, nil
 		}
 		ended = true
-		_, err = taken[0].Exec(ctx,
-			"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> ALL($1) AND "+clientBackend, pids)
+		// It waits for their ends: what ends later leaves room.
+		const end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE pid <> ALL($1) AND "
+		_, err = taken[0].Exec(ctx, end+clientBackend, pids)
 		if err != nil {
 			return free, err
 		}
