@@ -139,7 +139,7 @@ func (p *Postgres) Occupy(ctx context.Context) (free func(context.Context) error
 			return free, nil
 		}
 		ended = true
-		// It waits for their ends: what ends later leaves room.
+		// Wait until each has ended: a connection that ends later would leave room for another.
 		const end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE pid <> ALL($1) AND "
 		_, err = taken[0].Exec(ctx, end+clientBackend, pids)
 		if err != nil {
